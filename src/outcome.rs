@@ -1,0 +1,157 @@
+//! Every way a connection can end, and why one may be refused: whose fault it was, what the client
+//! is told, and the label it is counted under. The words are few and fixed, because they are metric
+//! labels, header details and span attributes at once.
+//!
+//! Always true: each accepted connection yields exactly one [`Outcome`].
+
+/// Why work was not admitted, or why admitted work could not be carried to the application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The port is at its limit and has no queue.
+    LimitReached,
+    /// The port is at its limit and its queue is full.
+    QueueFull,
+    /// It waited as long as `queue-timeout` allows and no slot came free.
+    QueueTimeout,
+    /// The client left while it waited.
+    ClientGone,
+    /// The gateway is going away and serves only what it already had.
+    Draining,
+    /// This client alone has as much active and queued as one client may have.
+    PerClientLimit,
+    /// The gateway itself holds as many connections as it may.
+    MaxConnections,
+    /// The connection would have come back to the gateway itself.
+    Loop,
+    /// The client left, the application did not finish in `abandon-timeout`, and was reset.
+    Abandoned,
+    /// The application refused the connection, or could not be reached.
+    UpstreamRefused,
+    /// The application did not accept the connection within `connect-timeout`.
+    UpstreamTimeout,
+}
+
+/// Who has to change something if this outcome is not wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nobody: it went as it should.
+    Nobody,
+    /// The client left, stalled or broke off.
+    Client,
+    /// The application refused, stalled or broke off.
+    Application,
+    /// The gateway decided so: a limit, a guard, a drain.
+    Gateway,
+}
+
+/// How one accepted connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Carried to the end in both directions.
+    Served,
+    /// Never reached the application.
+    Refused(Reason),
+    /// Reached the application; the client reset it.
+    ClientReset,
+    /// Reached the application; the application reset it.
+    AppReset,
+    /// Nothing moved for `idle-timeout`.
+    IdleTimeout,
+    /// The client did not take bytes for `write-stall-timeout`.
+    ClientStalled,
+    /// The application did not take bytes for `write-stall-timeout`.
+    AppStalled,
+    /// The client had left and the application did not finish within `abandon-timeout`.
+    Abandoned,
+    /// Still open at the end of the drain, and cut.
+    Cut,
+    /// The gateway failed: a bug, or the machine is out of something.
+    Failed,
+}
+
+impl Reason {
+    /// Every reason, in the order they are documented.
+    pub const ALL: [Self; 11] = [
+        Self::LimitReached,
+        Self::QueueFull,
+        Self::QueueTimeout,
+        Self::ClientGone,
+        Self::Draining,
+        Self::PerClientLimit,
+        Self::MaxConnections,
+        Self::Loop,
+        Self::Abandoned,
+        Self::UpstreamRefused,
+        Self::UpstreamTimeout,
+    ];
+
+    /// The metric label, header detail and span attribute.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::LimitReached => "limit_reached",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
+            Self::ClientGone => "client_gone",
+            Self::Draining => "draining",
+            Self::PerClientLimit => "per_client_limit",
+            Self::MaxConnections => "max_connections",
+            Self::Loop => "loop",
+            Self::Abandoned => "abandoned",
+            Self::UpstreamRefused => "upstream_refused",
+            Self::UpstreamTimeout => "upstream_timeout",
+        }
+    }
+
+    /// Who has to change something if this is not wanted.
+    pub const fn fault(self) -> Fault {
+        match self {
+            Self::ClientGone | Self::PerClientLimit => Fault::Client,
+            Self::UpstreamRefused | Self::UpstreamTimeout | Self::Abandoned => Fault::Application,
+            _ => Fault::Gateway,
+        }
+    }
+}
+
+impl Outcome {
+    /// Every outcome but the refusals, which are counted by [`Reason`].
+    pub const CARRIED: [Self; 9] = [
+        Self::Served,
+        Self::ClientReset,
+        Self::AppReset,
+        Self::IdleTimeout,
+        Self::ClientStalled,
+        Self::AppStalled,
+        Self::Abandoned,
+        Self::Cut,
+        Self::Failed,
+    ];
+
+    /// The metric label of the outcome, without the reason of a refusal.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::Refused(_) => "refused",
+            Self::ClientReset => "client_reset",
+            Self::AppReset => "app_reset",
+            Self::IdleTimeout => "idle_timeout",
+            Self::ClientStalled => "client_stalled",
+            Self::AppStalled => "app_stalled",
+            Self::Abandoned => "abandoned",
+            Self::Cut => "cut",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Who has to change something if this is not wanted.
+    pub const fn fault(self) -> Fault {
+        match self {
+            Self::Served => Fault::Nobody,
+            Self::Refused(reason) => reason.fault(),
+            Self::ClientReset | Self::ClientStalled => Fault::Client,
+            Self::AppReset | Self::AppStalled | Self::IdleTimeout | Self::Abandoned => {
+                Fault::Application
+            }
+            Self::Cut | Self::Failed => Fault::Gateway,
+        }
+    }
+}
