@@ -1,0 +1,73 @@
+//! Socket options and facts both engines need.
+
+use std::io;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+
+use super::App;
+
+/// A peer that vanished without a word is noticed after 30 s of silence and 3 probes 10 s apart:
+/// within a minute and a half also on a path that needs a few retransmissions (hazards A12).
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// How long sent bytes may stay unacknowledged: the same vanished peer, noticed while we write.
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What every TCP connection gets, on both sides. Set on a listener it is inherited by what is
+/// accepted from it, without a system call per connection.
+pub fn tune(socket: SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// Let the coming `close` send RST instead of FIN. Not all sockets can; closing is then all we do.
+pub fn reset_on_close(socket: SockRef<'_>) {
+    let _ = socket.set_linger(Some(Duration::ZERO));
+}
+
+/// A fresh non-blocking socket for `app`, its options set, and the address to connect it to.
+pub fn for_app(app: &App) -> io::Result<(Socket, SockAddr)> {
+    match app {
+        App::Tcp(addr) => {
+            let domain = Domain::for_address(*addr);
+            let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+            tune(SockRef::from(&socket))?;
+            Ok((socket, SockAddr::from(*addr)))
+        }
+        App::Unix(path) => {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+            Ok((socket, SockAddr::unix(path)?))
+        }
+    }
+}
+
+/// Start to connect. `true`: connected already, as a loopback peer with room in its backlog is by
+/// the time the call returns; asking again costs a call and saves a turn of the loop.
+pub fn start_connect(socket: &Socket, to: &SockAddr) -> io::Result<bool> {
+    for _ in 0..2 {
+        match socket.connect(to) {
+            Ok(()) => return Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::EISCONN) => return Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EALREADY) => return Ok(false),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a socket is connected to itself: what Linux does when a connection to a port nobody
+/// listens on happens to get that very port as its source (hazards A14).
+pub fn is_self_connected(socket: &Socket) -> io::Result<bool> {
+    let (local, peer) = (socket.local_addr()?, socket.peer_addr()?);
+    Ok(local.as_socket().is_some() && local.as_socket() == peer.as_socket())
+}

@@ -1,0 +1,1 @@
+//! One thread = one engine = one accept loop per port.
