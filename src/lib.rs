@@ -1,2 +1,7 @@
-pub mod outcome;
+//! Tidegate holds back the tide.
+pub mod conn;
+pub mod io;
+pub mod lifecycle;
 pub mod limit;
+pub mod metrics;
+pub mod outcome;

@@ -7,7 +7,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::Shutdown;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::buf::{Buf, Pool, Size};
 use super::flow::{Flow, Side};
 use super::listen::{self, Ending, Next};
-use super::{App, Engine, Gauges, sock};
+use super::{Accepted, App, Engine, Gauges, sock};
 
 /// The engine. Cheap to clone; lives on one thread.
 #[derive(Clone)]
@@ -91,27 +91,24 @@ impl Engine for Epoll {
         &self,
         listener: &Listener,
         stop: &CancellationToken,
-    ) -> io::Result<Option<(Stream, Option<SocketAddr>)>> {
-        let accepted = if stop.is_cancelled() {
-            None
-        } else {
-            let mut stopped = pin!(stop.cancelled());
-            poll_fn(|cx| {
-                if stopped.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(None);
-                }
-                listener.poll_accept(cx).map(Some)
-            })
-            .await
-        };
-        let (socket, peer) = match accepted {
-            Some(accepted) => accepted?,
-            None => match listener.last().await? {
-                Some(accepted) => accepted,
-                None => return Ok(None),
-            },
-        };
-        Ok(Some((Stream::new(socket)?, peer)))
+    ) -> io::Result<Option<Accepted>> {
+        let mut stopped = pin!(stop.cancelled());
+        let accepted = poll_fn(|cx| match stopped.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => listener.poll_accept(cx).map(Some),
+        });
+        match accepted.await {
+            Some(accepted) => accepted.map(Some),
+            None => listener.last().await,
+        }
+    }
+
+    fn listening<'a>(&self, listener: &'a Listener) -> &'a Socket {
+        listener.fd.get_ref()
+    }
+
+    fn adopt(&self, socket: Socket) -> io::Result<Stream> {
+        Stream::new(socket)
     }
 
     async fn dial(&self, app: &App, timeout: Duration) -> io::Result<Stream> {
@@ -156,6 +153,9 @@ impl Engine for Epoll {
         poll_fn(|cx| {
             let up = up.poll(cx, &self.pool, flow);
             let down = down.poll(cx, &self.pool, flow);
+            if flow.is_broken_off() {
+                return Poll::Ready(());
+            }
             match flow.broken() {
                 // Whoever broke it may have sent bytes before: they are on their way `down`.
                 Some(Side::App) if down.is_pending() && !flow.is_finished(Side::App) => down,
@@ -202,7 +202,7 @@ impl Engine for Epoll {
 }
 
 impl Listener {
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Socket, Option<SocketAddr>)>> {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
             match listen::accept(self.fd.get_ref()) {
@@ -213,10 +213,10 @@ impl Listener {
     }
 
     /// What is still in the backlog of a listener that is being closed.
-    async fn last(&self) -> io::Result<Option<(Socket, Option<SocketAddr>)>> {
+    async fn last(&self) -> io::Result<Option<Accepted>> {
         loop {
             match self.ending.step(self.fd.get_ref())? {
-                Next::Accepted(socket, peer) => return Ok(Some((socket, peer))),
+                Next::Accepted(accepted) => return Ok(Some(accepted)),
                 Next::SettleUntil(at) => tokio::time::sleep_until(at.into()).await,
                 Next::Empty => return Ok(None),
             }

@@ -59,6 +59,8 @@ pub struct Flow {
     /// Since when bytes for this side wait to be taken.
     blocked: [Cell<Option<Instant>>; 2],
     broke: Cell<Option<Side>>,
+    /// Whether the relay has to stop, whatever state it is in.
+    broken_off: Cell<bool>,
     watch: RefCell<Option<Waker>>,
 }
 
@@ -93,6 +95,7 @@ impl Flow {
             finished: Default::default(),
             blocked: Default::default(),
             broke: Cell::new(None),
+            broken_off: Cell::new(false),
             watch: RefCell::new(None),
         }
     }
@@ -135,6 +138,16 @@ impl Flow {
     /// Which side broke the connection, if one did.
     pub fn broken(&self) -> Option<Side> {
         self.broke.get()
+    }
+
+    /// The relay has to stop. Whoever calls this polls it afterwards.
+    pub fn break_off(&self) {
+        self.broken_off.set(true);
+    }
+
+    /// Whether the relay has to stop.
+    pub fn is_broken_off(&self) -> bool {
+        self.broken_off.get()
     }
 
     /// Whether the end of `side`'s bytes has been read.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::net::SocketFlags;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::sock;
+use super::{Accepted, sock};
 
 /// Connections the kernel may keep for us before we accept them. The kernel caps it at
 /// `net.core.somaxconn`.
@@ -36,7 +36,7 @@ pub struct Ending {
 #[derive(Debug)]
 pub enum Next {
     /// Hand this connection out.
-    Accepted(Socket, Option<SocketAddr>),
+    Accepted(Accepted),
     /// Ask again then.
     SettleUntil(Instant),
     /// Nothing is left: close.
@@ -67,7 +67,7 @@ impl Ending {
             self.settled_at.set(Some(Instant::now() + SETTLE));
         }
         match accept(listener) {
-            Ok((stream, peer)) => Ok(Next::Accepted(stream, peer)),
+            Ok(accepted) => Ok(Next::Accepted(accepted)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => match self.settled_at.get() {
                 Some(at) if at > Instant::now() => Ok(Next::SettleUntil(at)),
                 _ => Ok(Next::Empty),
@@ -79,7 +79,7 @@ impl Ending {
 
 /// One non-blocking accept; the connection comes non-blocking too. Errors of a connection that
 /// died in the backlog are passed over, as accept(2) says they must be.
-pub fn accept(listener: &Socket) -> io::Result<(Socket, Option<SocketAddr>)> {
+pub fn accept(listener: &Socket) -> io::Result<Accepted> {
     loop {
         // socket2 would leave the new socket blocking; making it non-blocking costs a call more.
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;

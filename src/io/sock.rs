@@ -29,9 +29,13 @@ pub fn tune(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
 }
 
-/// Let the coming `close` send RST instead of FIN. Not all sockets can; closing is then all we do.
-pub fn reset_on_close(socket: SockRef<'_>) {
+/// Send RST now, whoever else still refers to the socket. What was sent and not yet delivered is
+/// lost, as a reset means it to be. Not all sockets can; those are closed and that is all.
+pub fn reset(socket: SockRef<'_>) {
+    // SO_LINGER 0 makes the kernel throw the unsent bytes away; connecting to "no address" ends
+    // the connection at once, while close(2) would wait for the last reference to go.
     let _ = socket.set_linger(Some(Duration::ZERO));
+    let _ = rustix::net::connect_unspec(&*socket);
 }
 
 /// A fresh non-blocking socket for `app`, its options set, and the address to connect it to.
