@@ -2,7 +2,7 @@
 //!
 //! Always true, whenever the lock is free:
 //! - While somebody waits, all slots are taken: a slot that comes free is reserved for the head of the
-//!   queue before the lock is released ([`Shared::settle`], the only place that hands slots on).
+//!   queue before the lock is released (`Line::settle`).
 //! - SLOW is set in the word exactly while somebody waits in the queue or for room, or the gate is
 //!   closed. So a permit dropped while somebody waits comes to the lock, and meets the waiter there;
 //!   and nobody arrives past a waiter without meeting him.
@@ -14,23 +14,17 @@
 //! they are woken for was written under it, and a poll looks under it.
 
 use super::clients::{Census, Client, Clients};
-use super::queue::{Number, Queue, Standing};
+use super::line::{Calls, Decision, Line};
+use super::queue::Number;
 use super::shadow::Shadow;
 use super::sync::{Arc, Mutex, lock};
 use super::word::Word;
-use super::{Entry, Mode, Permit, Settings, Snapshot, Ticket};
+use super::{Entry, Permit, Settings, Snapshot, Ticket};
 use crate::outcome::Reason;
 use std::fmt;
 use std::net::IpAddr;
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
-
-/// As good as no timeout, and still a time that can be added to any other.
-const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-/// How many may be parked in `poll_room` before the first is woken to look again: far more than there
-/// are accept loops, and a bound on callers that come with a new waker each time.
-const MAX_ROOM_WAITERS: usize = 64;
+use std::task::{Context, Poll};
+use std::time::Instant;
 
 /// Lets in as many at once as its settings say. A handle: clones are the same gate.
 #[derive(Clone)]
@@ -46,47 +40,10 @@ pub(super) struct Shared {
     line: Mutex<Line>,
 }
 
-/// What is decided under the lock.
-pub(super) struct Line {
-    settings: Settings,
-    queue: Queue,
-    /// Whom to wake when an arrival would no longer be refused for want of room.
-    room: Vec<Waker>,
-    /// Set once, by the end of the drain.
-    closed: bool,
-}
-
 /// An arrival's hold on the gate and its place in the census, left when dropped.
 pub(super) struct Seat {
     shared: Arc<Shared>,
     client: Option<Client>,
-}
-
-/// Whom to wake once the lock is released; room for one without an allocation, the usual case.
-#[derive(Default)]
-pub(super) struct Calls {
-    first: Option<Waker>,
-    more: Vec<Waker>,
-}
-
-/// What a ticket finds when it is polled.
-pub(super) enum Verdict {
-    /// Nothing yet.
-    Waiting,
-    /// A slot was reserved and is now the caller's.
-    Admitted,
-    /// A slot was reserved and is now the caller's, who is too late to use it.
-    TooLate,
-    /// It left the queue without a slot.
-    Left(Reason),
-}
-
-/// What the lock's holder decides about an arrival.
-enum Decision {
-    /// It has a slot; so many were taken before.
-    Admit(u32),
-    Wait(Number),
-    Refuse(Reason),
 }
 
 impl Gate {
@@ -96,12 +53,7 @@ impl Gate {
             word: Word::new(settings.enforced_limit()),
             clients: Clients::new(settings),
             shadow: Shadow::new(settings),
-            line: Mutex::new(Line {
-                settings: settings.clone(),
-                queue: Queue::default(),
-                room: Vec::new(),
-                closed: false,
-            }),
+            line: Mutex::new(Line::new(settings)),
         };
         Self {
             shared: Arc::new(shared),
@@ -154,11 +106,8 @@ impl Gate {
     /// Ends admission: all who wait, and all who come from now on, are told `draining`. Whoever has a
     /// slot, or has one reserved, keeps it.
     pub fn close(&self) {
-        self.shared.with_line(|line, calls| {
-            line.closed = true;
-            self.shared.word.slow_down();
-            calls.extend(line.queue.send_away());
-        });
+        self.shared
+            .with_line(|line, calls| line.close(&self.shared.word, calls));
     }
 
     /// Ready when an arrival would not be refused for want of a slot or of room in the queue. May be
@@ -168,19 +117,7 @@ impl Gate {
         if !shared.word.slow() && !shared.word.full() {
             return Poll::Ready(());
         }
-        shared.with_line(|line, calls| {
-            // The same one step as for who is about to wait in the queue, for the same reason.
-            if line.has_room(&shared.word) || !shared.word.slow_down_if_full() {
-                return Poll::Ready(());
-            }
-            if !line.room.iter().any(|known| known.will_wake(cx.waker())) {
-                if line.room.len() == MAX_ROOM_WAITERS {
-                    calls.push(line.room.remove(0));
-                }
-                line.room.push(cx.waker().clone());
-            }
-            Poll::Pending
-        })
+        shared.with_line(|line, calls| line.room(&shared.word, cx.waker(), calls))
     }
 
     /// The gate at this moment.
@@ -210,27 +147,10 @@ impl Shared {
         let mut calls = Calls::default();
         let mut line = lock(&self.line);
         let answer = act(&mut line, &mut calls);
-        self.settle(&mut line, &mut calls);
+        line.settle(&self.word, &self.shadow, &mut calls);
         drop(line);
         calls.wake();
         answer
-    }
-
-    /// Makes true again what is always true (see the top of the file).
-    fn settle(&self, line: &mut Line, calls: &mut Calls) {
-        // While anybody waits SLOW is set, so no arrival can take the slot from under the head's nose.
-        while !line.queue.is_empty()
-            && let Some(found) = self.word.take_locked()
-        {
-            self.shadow.in_flight(found + 1);
-            calls.extend(line.queue.call_head());
-        }
-        if !line.room.is_empty() && line.has_room(&self.word) {
-            calls.extend(line.room.drain(..));
-        }
-        if line.queue.is_empty() && line.room.is_empty() && !line.closed {
-            self.word.speed_up();
-        }
     }
 
     /// Gives one slot back: to nobody in particular, or, if somebody waits, to the head of the queue.
@@ -242,81 +162,10 @@ impl Shared {
 
     /// The reason for a refusal made without the lock. A closed gate has SLOW set for good.
     fn unless_closed(&self, reason: Reason) -> Reason {
-        if self.word.slow() && lock(&self.line).closed {
+        if self.word.slow() && lock(&self.line).closed() {
             return Reason::Draining;
         }
         reason
-    }
-}
-
-impl Line {
-    fn decide(&mut self, word: &Word) -> Decision {
-        if self.closed {
-            return Decision::Refuse(Reason::Draining);
-        }
-        loop {
-            if self.queue.is_empty()
-                && let Some(found) = word.take_locked()
-            {
-                return Decision::Admit(found);
-            }
-            if self.queue_full() {
-                return Decision::Refuse(match self.settings.queue_length {
-                    0 => Reason::LimitReached,
-                    _ => Reason::QueueFull,
-                });
-            }
-            if word.slow_down_if_full() {
-                return Decision::Wait(self.queue.push());
-            }
-            // A permit was dropped since we looked, which can only be while nobody waits: look again.
-        }
-    }
-
-    /// Judges a ticket. The waker that comes with the verdict is to be dropped without the lock.
-    pub(super) fn look(
-        &mut self,
-        number: Number,
-        enqueued: Instant,
-        now: Instant,
-        waker: &Waker,
-    ) -> (Verdict, Option<Waker>) {
-        let deadline = self.deadline(enqueued);
-        match self.queue.standing(number) {
-            Standing::Waiting if now < deadline => {
-                (Verdict::Waiting, self.queue.wake_by(number, waker))
-            }
-            Standing::Waiting => (
-                Verdict::Left(Reason::QueueTimeout),
-                self.queue.leave(number),
-            ),
-            // Called before a late look: only a gate that enforces has a timeout.
-            Standing::Called if now > deadline && self.settings.mode == Mode::Enforce => {
-                (Verdict::TooLate, self.queue.leave(number))
-            }
-            Standing::Called => (Verdict::Admitted, self.queue.leave(number)),
-            Standing::SentAway => (Verdict::Left(Reason::Draining), None),
-        }
-    }
-
-    /// Forgets a ticket nobody polls any more; whether a slot was reserved for it, which is now the
-    /// caller's. The waker is to be dropped without the lock.
-    pub(super) fn leave(&mut self, number: Number) -> (bool, Option<Waker>) {
-        let called = self.queue.standing(number) == Standing::Called;
-        (called, self.queue.leave(number))
-    }
-
-    fn deadline(&self, enqueued: Instant) -> Instant {
-        enqueued + self.settings.queue_timeout.min(FOREVER)
-    }
-
-    fn queue_full(&self) -> bool {
-        self.queue.len() >= self.settings.queue_length as usize
-    }
-
-    /// Whether an arrival would be told neither `limit_reached` nor `queue_full`.
-    fn has_room(&self, word: &Word) -> bool {
-        self.closed || !self.queue_full() || (self.queue.is_empty() && !word.full())
     }
 }
 
@@ -342,26 +191,6 @@ impl Drop for Seat {
     }
 }
 
-impl Calls {
-    fn push(&mut self, waker: Waker) {
-        match self.first {
-            None => self.first = Some(waker),
-            Some(_) => self.more.push(waker),
-        }
-    }
-
-    fn extend(&mut self, wakers: impl IntoIterator<Item = Waker>) {
-        wakers.into_iter().for_each(|waker| self.push(waker));
-    }
-
-    fn wake(self) {
-        self.first
-            .into_iter()
-            .chain(self.more)
-            .for_each(Waker::wake);
-    }
-}
-
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Gate").field(&self.snapshot()).finish()
@@ -371,9 +200,12 @@ impl fmt::Debug for Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limit::Mode;
+    use crate::limit::line::MAX_ROOM_WAITERS;
     use std::num::NonZeroU32;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
+    use std::task::{Wake, Waker};
+    use std::time::Duration;
 
     /// Counts how often it was woken.
     #[derive(Default)]

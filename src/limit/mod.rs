@@ -17,6 +17,7 @@
 
 mod clients;
 mod gate;
+mod line;
 mod permit;
 mod queue;
 mod shadow;

@@ -3,7 +3,8 @@
 //! Always true: a slot in use belongs to exactly one permit, or to one ticket that has been called. A
 //! ticket parts with its slot only by becoming a permit, so [`Permit`]'s `Drop` is the only decrement.
 
-use super::gate::{Seat, Verdict};
+use super::gate::Seat;
+use super::line::Verdict;
 use super::queue::Number;
 use crate::outcome::Reason;
 use std::fmt;
