@@ -15,7 +15,7 @@ use crate::limit::{Entry, Permit, Ticket};
 use crate::outcome::{Outcome, Reason};
 
 /// The slot, or why there is none.
-pub async fn admit<E: Engine>(
+pub(super) async fn admit<E: Engine>(
     engine: &E,
     port: &Port,
     conn: &Conn<E>,

@@ -5,19 +5,19 @@ use std::net::SocketAddr;
 
 use super::port::OwnEnd;
 use super::{Conn, Port};
-use crate::io::{App, Engine, sock};
+use crate::io::{App, Engine};
 use crate::outcome::{Outcome, Reason};
 
 /// A connection to the application, with the PROXY header sent if it wants one.
-pub struct Upstream<E: Engine> {
+pub(super) struct Upstream<E: Engine> {
     /// The connection.
-    pub stream: E::Stream,
+    pub(super) stream: E::Stream,
     /// Keeps the loop guard informed for as long as the connection lives.
     _own_end: Option<OwnEnd>,
 }
 
 /// Dial the application's addresses in order; the first that answers is it.
-pub async fn connect<E: Engine>(
+pub(super) async fn connect<E: Engine>(
     engine: &E,
     port: &Port,
     conn: &Conn<E>,

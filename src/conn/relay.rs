@@ -19,7 +19,7 @@ enum Halt {
 }
 
 /// Carry `conn` until both ends have ended, or one of them, or patience, broke it.
-pub async fn relay<E: Engine>(engine: &E, port: &Port, conn: &Conn<E>) -> Outcome {
+pub(super) async fn relay<E: Engine>(engine: &E, port: &Port, conn: &Conn<E>) -> Outcome {
     let app = &conn.app.as_ref().expect("connect comes before relay").stream;
     let patience = Patience {
         idle: conn.config.idle_timeout,

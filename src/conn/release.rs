@@ -13,7 +13,7 @@ use crate::io::{Engine, sock};
 use crate::outcome::{Fault, Outcome};
 
 /// End `conn` as `outcome` says.
-pub fn release<E: Engine>(engine: &E, port: &Port, conn: Conn<E>, outcome: Outcome) {
+pub(super) fn release<E: Engine>(engine: &E, port: &Port, conn: Conn<E>, outcome: Outcome) {
     let bytes = conn.bytes();
     let Conn { client, app, permit, config, entry } = conn;
     match outcome {
@@ -46,7 +46,7 @@ pub fn release<E: Engine>(engine: &E, port: &Port, conn: Conn<E>, outcome: Outco
 }
 
 /// Tell a client that it is not let in.
-pub fn refuse(client: SockRef<'_>, how: TcpRefuse) {
+pub(super) fn refuse(client: SockRef<'_>, how: TcpRefuse) {
     match how {
         TcpRefuse::Reset => sock::reset(client),
         // FIN first: were the socket closed with bytes unread, only a RST would go out, and the
@@ -58,7 +58,7 @@ pub fn refuse(client: SockRef<'_>, how: TcpRefuse) {
 }
 
 /// One outcome, one count, one line.
-pub fn count(port: &Port, entry: &Registered, outcome: Outcome, bytes: [u64; 2]) {
+pub(super) fn count(port: &Port, entry: &Registered, outcome: Outcome, bytes: [u64; 2]) {
     let lasted = Instant::now().saturating_duration_since(entry.since());
     port.metrics.end(outcome, bytes, lasted);
     if outcome.fault() != Fault::Nobody && tracing::enabled!(tracing::Level::DEBUG) {

@@ -84,7 +84,7 @@ impl Engine for Epoll {
     type Stream = Stream;
 
     fn listen(&self, listener: Socket) -> io::Result<Listener> {
-        Ok(Listener { fd: AsyncFd::new(listener)?, ending: Ending::default() })
+        Ok(Listener { fd: register(listener)?, ending: Ending::default() })
     }
 
     async fn accept(
@@ -224,9 +224,17 @@ impl Listener {
     }
 }
 
+/// Have the runtime watch `socket`.
+#[allow(unsafe_code, reason = "tokio asks for a promise that the descriptor stays open")]
+fn register(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: the socket owns its descriptor and moves into the AsyncFd, which never gives it out:
+    // it stays open, and the same, until the AsyncFd is dropped.
+    Ok(unsafe { AsyncFd::register(socket) }?)
+}
+
 impl Stream {
     fn new(socket: Socket) -> io::Result<Self> {
-        Ok(Self { fd: AsyncFd::new(socket)? })
+        Ok(Self { fd: register(socket)? })
     }
 
     async fn connected(&self) -> io::Result<()> {

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rustix::net::SocketFlags;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 use super::{Accepted, sock};
 
@@ -123,13 +123,13 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
 }
 
 /// Classic BPF over the TCP header: drop what has SYN and not ACK, keep everything else.
-const DROP_NEW_SYNS: [libc::sock_filter; 5] = [
+const DROP_NEW_SYNS: [SockFilter; 5] = [
     // A = flags byte of the TCP header
-    libc::sock_filter { code: 0x30, jt: 0, jf: 0, k: 13 },
+    SockFilter::new(0x30, 0, 0, 13),
     // A &= SYN | ACK
-    libc::sock_filter { code: 0x54, jt: 0, jf: 0, k: 0x12 },
+    SockFilter::new(0x54, 0, 0, 0x12),
     // A == SYN ? drop : keep
-    libc::sock_filter { code: 0x15, jt: 1, jf: 0, k: 0x02 },
-    libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0xffff_ffff },
-    libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 },
+    SockFilter::new(0x15, 1, 0, 0x02),
+    SockFilter::new(0x06, 0, 0, 0xffff_ffff),
+    SockFilter::new(0x06, 0, 0, 0),
 ];
