@@ -5,3 +5,4 @@ pub mod lifecycle;
 pub mod limit;
 pub mod metrics;
 pub mod outcome;
+pub mod worker;

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
+use tokio_util::task::TaskTracker;
 
 use super::registry::Registered;
 use super::release::{self, count};
 use super::{Conn, Port, TcpRefuse, serve};
-use crate::io::{Engine, listen};
+use crate::io::{Accepted, Engine, listen};
 use crate::limit::Entry;
 use crate::outcome::{Outcome, Reason};
 
@@ -24,7 +25,12 @@ const BACK_OFF: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis
 const BATCH: u32 = 16;
 
 /// Accept on one listener until it has to close, then hand over what is left in its backlog.
-pub async fn accept<E: Engine>(engine: E, port: Arc<Port>, listener: E::Listener) {
+pub async fn accept<E: Engine>(
+    engine: E,
+    port: Arc<Port>,
+    listener: E::Listener,
+    connections: TaskTracker,
+) {
     let stop = port.shared.closing.clone();
     let mut exhausted = Exhausted::default();
     let mut in_a_row = 0;
@@ -35,7 +41,7 @@ pub async fn accept<E: Engine>(engine: E, port: Arc<Port>, listener: E::Listener
         match engine.accept(&listener, &stop).await {
             Ok(Some((socket, peer))) => {
                 exhausted.over();
-                begin(&engine, &port, socket, peer);
+                begin(&engine, &port, &connections, (socket, peer));
             }
             Ok(None) => return,
             Err(e) => {
@@ -51,7 +57,12 @@ pub async fn accept<E: Engine>(engine: E, port: Arc<Port>, listener: E::Listener
 }
 
 /// The first decision about a connection.
-fn begin<E: Engine>(engine: &E, port: &Arc<Port>, socket: Socket, peer: Option<SocketAddr>) {
+fn begin<E: Engine>(
+    engine: &E,
+    port: &Arc<Port>,
+    connections: &TaskTracker,
+    (socket, peer): Accepted,
+) {
     let now = Instant::now();
     port.metrics.accept();
     let entry = port.shared.registry.add(port.listen, peer, now);
@@ -64,7 +75,8 @@ fn begin<E: Engine>(engine: &E, port: &Arc<Port>, socket: Socket, peer: Option<S
             };
             let config = port.config();
             let conn = Conn { client, app: None, permit: None, config, entry };
-            engine.spawn(serve(engine.clone(), port.clone(), conn, admission));
+            let story = serve(engine.clone(), port.clone(), conn, admission);
+            engine.spawn(connections.track_future(story));
         }
     }
 }

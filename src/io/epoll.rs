@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use super::buf::{Buf, Pool, Size};
 use super::flow::{Flow, Side};
 use super::listen::{self, Ending, Next};
-use super::{Accepted, App, Engine, Gauges, sock};
+use super::sock::{self, Connecting};
+use super::{Accepted, App, Engine, Gauges};
 
 /// The engine. Cheap to clone; lives on one thread.
 #[derive(Clone)]
@@ -66,16 +67,15 @@ const WARM: usize = 16;
 
 impl Epoll {
     /// Run `main` to its end on a runtime of its own, on this thread.
-    pub fn run<F, M>(gauges: Arc<Gauges>, main: M) -> io::Result<()>
+    pub fn run<F, M>(gauges: Arc<Gauges>, main: M) -> io::Result<F::Output>
     where
         M: FnOnce(Self) -> F,
-        F: Future<Output = ()>,
+        F: Future,
     {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let local = tokio::task::LocalSet::new();
         let engine = Self { pool: Pool::new(WARM, gauges) };
-        local.block_on(&runtime, main(engine));
-        Ok(())
+        Ok(local.block_on(&runtime, main(engine)))
     }
 }
 
@@ -114,26 +114,22 @@ impl Engine for Epoll {
     async fn dial(&self, app: &App, timeout: Duration) -> io::Result<Stream> {
         let deadline = Instant::now() + timeout;
         let (socket, addr) = sock::for_app(app)?;
-        // A full backlog of a Unix socket says EAGAIN and nothing tells when it has room again.
-        const BACKLOG_RETRY: Duration = Duration::from_millis(5);
-        let connected = loop {
-            match sock::start_connect(&socket, &addr) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
-                    self.sleep_until(Instant::now() + BACKLOG_RETRY).await;
+        loop {
+            match sock::start_connect(&socket, &addr)? {
+                Connecting::Done => return Stream::new(socket),
+                Connecting::BacklogFull => {
+                    sock::check(deadline)?;
+                    self.sleep_until(Instant::now() + sock::BACKLOG_RETRY).await;
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::ErrorKind::TimedOut.into());
+                Connecting::InProgress => {
+                    let stream = Stream::new(socket)?;
+                    tokio::time::timeout_at(deadline.into(), stream.connected())
+                        .await
+                        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+                    return Ok(stream);
                 }
-                other => break other?,
             }
-        };
-        let stream = Stream::new(socket)?;
-        if !connected {
-            tokio::time::timeout_at(deadline.into(), stream.connected())
-                .await
-                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         }
-        Ok(stream)
     }
 
     async fn peer_left(&self, stream: &Stream) {

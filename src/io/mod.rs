@@ -17,9 +17,9 @@ pub mod buf;
 pub mod epoll;
 pub mod flow;
 pub mod listen;
-//pub mod probe;
+pub mod probe;
 pub mod sock;
-//pub mod uring;
+pub mod uring;
 
 use std::future::Future;
 use std::io;
