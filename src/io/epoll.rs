@@ -325,8 +325,10 @@ impl<'a> Pump<'a> {
     fn end(&self, flow: &Flow, broken: bool) -> Option<(Buf, usize)> {
         if broken {
             flow.fail(self.from);
-        } else {
-            flow.finish(self.from);
+            return None;
+        }
+        flow.finish(self.from);
+        if !flow.deliver(self.from) {
             let _ = self.sink.fd.get_ref().shutdown(Shutdown::Write);
         }
         None

@@ -56,6 +56,8 @@ pub struct Flow {
     timed: Cell<bool>,
     last_moved: Cell<Instant>,
     finished: [Cell<bool>; 2],
+    /// All of this side's bytes have been delivered, or will never be.
+    delivered: [Cell<bool>; 2],
     /// Since when bytes for this side wait to be taken.
     blocked: [Cell<Option<Instant>>; 2],
     broke: Cell<Option<Side>>,
@@ -93,6 +95,7 @@ impl Flow {
             timed: Cell::new(timed),
             last_moved: Cell::new(now),
             finished: Default::default(),
+            delivered: Default::default(),
             blocked: Default::default(),
             broke: Cell::new(None),
             broken_off: Cell::new(false),
@@ -117,6 +120,13 @@ impl Flow {
         self.timed.set(true);
         self.last_moved.set(Instant::now());
         self.wake();
+    }
+
+    /// The engine has nothing more of `side`'s to deliver. `true`: nor of the other's, so that the
+    /// sockets will be closed now, and need no shutdown before.
+    pub fn deliver(&self, side: Side) -> bool {
+        self.delivered[side.index()].set(true);
+        self.delivered[side.other().index()].get()
     }
 
     /// The engine has bytes for `side` which it does not take.

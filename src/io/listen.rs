@@ -51,7 +51,8 @@ pub fn open(addr: SocketAddr) -> io::Result<Socket> {
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
-    sock::tune(SockRef::from(&socket))?;
+    socket.set_tcp_nodelay(true)?;
+    sock::watch_peer(SockRef::from(&socket))?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)

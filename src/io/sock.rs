@@ -16,10 +16,9 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// How long sent bytes may stay unacknowledged: the same vanished peer, noticed while we write.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What every TCP connection gets, on both sides. Set on a listener it is inherited by what is
-/// accepted from it, without a system call per connection.
-pub fn tune(socket: SockRef<'_>) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
+/// What a TCP connection with another machine gets, on either side. Set on a listener it is
+/// inherited by what is accepted from it, without a system call per connection.
+pub fn watch_peer(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE_IDLE)
@@ -44,7 +43,7 @@ pub fn for_app(app: &App) -> io::Result<(Socket, SockAddr)> {
         App::Tcp(addr) => {
             let domain = Domain::for_address(*addr);
             let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-            tune(SockRef::from(&socket))?;
+            socket.set_tcp_nodelay(true)?;
             Ok((socket, SockAddr::from(*addr)))
         }
         App::Unix(path) => {

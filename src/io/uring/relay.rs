@@ -316,7 +316,7 @@ impl Core {
                 self.send(key, way);
             } else if half.sending == 0 && half.ended {
                 half.done = true;
-                if half.end_of_file {
+                if half.end_of_file && !relay.flow.deliver(way.from()) {
                     shutdown_write(half.sink);
                 }
             } else if half.receive == Receive::Off && !half.ended && half.waiting.is_empty() {
