@@ -71,23 +71,18 @@ impl Ticket {
         let (verdict, _replaced_waker) = seat
             .shared()
             .with_line(|line, _| line.look(*number, *enqueued, now, cx.waker()));
-        if let Verdict::Waiting = verdict {
-            return Poll::Pending;
-        }
-        let seat = self
-            .place
-            .take()
-            .map(|place| place.seat)
-            .expect("it was there above");
-        Poll::Ready(match verdict {
-            Verdict::Admitted => Ok(Permit::new(seat)),
+        match verdict {
+            Verdict::Waiting => Poll::Pending,
+            Verdict::Admitted => Poll::Ready(Ok(self.fetch())),
             Verdict::TooLate => {
-                drop(Permit::new(seat)); // the reservation goes to the next
-                Err(Reason::QueueTimeout)
+                drop(self.fetch()); // the reservation goes to the next
+                Poll::Ready(Err(Reason::QueueTimeout))
             }
-            Verdict::Left(reason) => Err(reason),
-            Verdict::Waiting => unreachable!("answered above"),
-        })
+            Verdict::Left(reason) => {
+                self.place = None;
+                Poll::Ready(Err(reason))
+            }
+        }
     }
 
     /// When the wait ends under the queue timeout in force now. Every change of settings wakes the
@@ -102,6 +97,12 @@ impl Ticket {
     pub fn position(&self) -> usize {
         let place = self.waiting();
         place.seat.position(place.number)
+    }
+
+    /// The slot reserved for this ticket, which the line has just forgotten.
+    fn fetch(&mut self) -> Permit {
+        let place = self.place.take().expect("the line knew it a moment ago");
+        Permit::new(place.seat)
     }
 
     fn waiting(&self) -> &Place {
