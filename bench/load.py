@@ -56,7 +56,7 @@ class Clients:
         said = json.loads(out)
         counts = {"served": said["served"], "refused": said["closed"] + said["reset"]}
         other = "refused" if expect == "served" else "served"
-        errors = {kind: n for kind, n in ((other, counts[other]), ("failed", said["failed"])) if n}
+        errors = {kind: n for kind, n in ((other, counts[other]), *((kind, said[kind]) for kind in ("unconnected", "broken"))) if n}
         _judge(counts[expect], errors)
         return Carried(counts[expect], said["micros"] / 1e6, said[f"{expect}_p50"], said[f"{expect}_p99"])
 

@@ -108,10 +108,9 @@ def _notes(results, notes, finished):
     lines = [] if finished else ["**Interrupted: what follows from fewer rounds than asked for is only that.**"]
     lines += notes + [peer.missing for peer in results.peers if peer.missing]
     for row in results.rows:
-        for peer in results.peers:
-            foreign = results.median_of(row, peer.name, lambda s: s.foreign)
-            if foreign is not None and foreign > NOISY:
-                lines.append(f"{row.key}, {peer.name}: others used {foreign:.0%} of the proxy's core; the figures are noisy")
+        foreign = stats.present(results.median_of(row, peer.name, lambda s: s.foreign) for peer in results.peers)
+        if foreign and max(foreign) > NOISY:
+            lines.append(f"{row.key}: others used {min(foreign):.0%} to {max(foreign):.0%} of the proxy's core; the figures are noisy")
     lines += [f"{key}, {name}, round {n}: no value: {why}" for key, name, n, why in results.failures]
     return ["## Notes", "", *(f"- {line}" for line in lines or ["none"])]
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from os import sched_getaffinity, sched_setaffinity
 from pathlib import Path
 
-import peers as peers_module
+import peers
 import report
 from load import Clients
 from procs import Unmeasured, raise_nofile, stop_all
@@ -34,7 +34,7 @@ FIRST_PORT = 21_000  # below the ephemeral range
 def main():
     asked = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds like Ctrl-C, so that everything is stopped
-    everyone = peers_module.known(asked.tidegate, asked.envoy_dir)
+    everyone = peers.known(asked.tidegate, asked.envoy_dir)
     chosen = [peer for peer in everyone if peer.name in asked.peers]
     rows = [row for row in ROWS if row.key in asked.rows]
     for peer in chosen:
@@ -66,7 +66,7 @@ def main():
     try:
         with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as directory:
             places = lay_out(Path(directory), chosen, connections)
-            peers_module.begin_app(
+            peers.begin_app(
                 need("nginx", "Debian package nginx-core"), Path(directory), [place.app for place in places.values()],
                 load_cores, ASKED_FDS if descriptors >= ASKED_FDS else descriptors - 64,
             )
@@ -116,7 +116,7 @@ def lay_out(directory, chosen, connections):
         own.mkdir()
         front = f"127.0.10.{i}"
         listen, *spare = (free(front, taken) for taken in range(4))
-        places[peer.name] = peers_module.Place(own, listen, free(f"127.0.20.{i}", 0), spare, connections)
+        places[peer.name] = peers.Place(own, listen, free(f"127.0.20.{i}", 0), spare, connections)
     return places
 
 
@@ -140,7 +140,7 @@ def build_churn():
 
 
 def need(name, package):
-    return peers_module.which(name) or sys.exit(f"bench: {name} is needed ({package})")
+    return peers.which(name) or sys.exit(f"bench: {name} is needed ({package})")
 
 
 def arguments():

@@ -19,8 +19,10 @@ enum End {
     Closed,
     /// RST before any byte.
     Reset,
-    /// Neither answered nor refused: no connection, an answer cut off, or silence.
-    Failed,
+    /// No connection: the kernel ran out of ports, or nobody listens.
+    Unconnected,
+    /// Connected, then neither answered nor refused: an answer cut off, or silence.
+    Broken,
 }
 
 #[derive(Default)]
@@ -28,7 +30,8 @@ struct Tally {
     served: Vec<u32>,
     closed: Vec<u32>,
     reset: Vec<u32>,
-    failed: u64,
+    unconnected: u64,
+    broken: u64,
 }
 
 fn main() {
@@ -45,15 +48,17 @@ fn main() {
         all.served.append(&mut one.served);
         all.closed.append(&mut one.closed);
         all.reset.append(&mut one.reset);
-        all.failed += one.failed;
+        all.unconnected += one.unconnected;
+        all.broken += one.broken;
     }
     let mut refused = [all.closed.as_slice(), all.reset.as_slice()].concat();
     println!(
-        r#"{{"served":{},"closed":{},"reset":{},"failed":{},"micros":{},"served_p50":{},"served_p99":{},"refused_p50":{},"refused_p99":{}}}"#,
+        r#"{{"served":{},"closed":{},"reset":{},"unconnected":{},"broken":{},"micros":{},"served_p50":{},"served_p99":{},"refused_p50":{},"refused_p99":{}}}"#,
         all.served.len(),
         all.closed.len(),
         all.reset.len(),
-        all.failed,
+        all.unconnected,
+        all.broken,
         begin.elapsed().as_micros(),
         percentile(&mut all.served, 50),
         percentile(&mut all.served, 99),
@@ -72,17 +77,21 @@ fn churn(addr: SocketAddr, end: Instant) -> Tally {
             End::Served => tally.served.push(micros),
             End::Closed => tally.closed.push(micros),
             End::Reset => tally.reset.push(micros),
-            End::Failed => tally.failed += 1,
+            End::Unconnected => tally.unconnected += 1,
+            End::Broken => tally.broken += 1,
         }
     }
     tally
 }
 
 fn one(addr: SocketAddr) -> End {
-    let Ok(mut stream) = TcpStream::connect(addr) else { return End::Failed };
-    if stream.set_read_timeout(Some(STUCK)).is_err() {
-        return End::Failed;
-    }
+    let mut stream = match TcpStream::connect(addr) {
+        Ok(stream) => stream,
+        // A RST can overtake the return of connect: the handshake was complete, and the peer refused.
+        Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted) => return End::Reset,
+        Err(_) => return End::Unconnected,
+    };
+    stream.set_read_timeout(Some(STUCK)).expect("a timeout above zero is always accepted");
     // A refusal may already have come: what was read decides, not whether the write worked.
     let _ = stream.write_all(REQUEST);
     let mut got = 0;
@@ -93,7 +102,7 @@ fn one(addr: SocketAddr) -> End {
             Ok(0) => return End::Served,
             Ok(n) => got += n,
             Err(e) if e.kind() == ErrorKind::ConnectionReset && got == 0 => return End::Reset,
-            Err(_) => return End::Failed,
+            Err(_) => return End::Broken,
         }
     }
 }
