@@ -26,7 +26,7 @@ from rows import ROWS, Bench
 
 HERE = Path(__file__).resolve().parent
 IDLE = 10_000  # connections of the idle row
-SPARE_FDS = 500  # of a proxy, beside two per connection
+SPARE_FDS = 1000  # of a proxy, beside two per connection: listeners, a runtime's own, its reserve
 ASKED_FDS = 65_536
 FIRST_PORT = 21_000  # below the ephemeral range
 
