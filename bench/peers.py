@@ -17,6 +17,7 @@ from procs import Group, Unmeasured
 
 BACKLOG = 4096  # net.core.somaxconn of every kernel since 5.4
 READY_WITHIN = 10  # seconds
+OWN_FDS = 64  # of an nginx worker: listeners, files, event sources
 HOUR = "1h"  # idle connections must outlive the idle row
 
 
@@ -224,13 +225,13 @@ def known(tidegate, envoy_dir):
     ]
 
 
-def begin_app(binary, directory, addresses, cores, connections):
+def begin_app(binary, directory, addresses, cores, descriptors):
     """The application behind every proxy: nginx serving three bytes at `/` and 1 MiB at `/bulk`."""
     (directory / "bulk").write_bytes(bytes(range(256)) * 4096)
     listens = "".join(f"        listen {_text(address)} backlog={BACKLOG};\n" for address in addresses)
     temp = "".join(f"    {kind}_temp_path {directory}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     settings = directory / "app.conf"
-    settings.write_text(_nginx_head(directory, "app", connections) + f"""http {{
+    settings.write_text(_nginx_head(directory, "app", descriptors - OWN_FDS) + f"""http {{
     access_log off;
     default_type text/plain;
     sendfile on;
@@ -254,13 +255,12 @@ def begin_app(binary, directory, addresses, cores, connections):
 
 
 def _nginx_head(directory, name, connections):
-    # 64: listeners, the worker's own descriptors
     return f"""user root;
 worker_processes 1;
-worker_rlimit_nofile {connections + 64};
+worker_rlimit_nofile {connections + OWN_FDS};
 pid {directory}/{name}.pid;
 error_log {directory}/{name}.err crit;
-events {{ worker_connections {connections + 64}; }}
+events {{ worker_connections {connections + OWN_FDS}; }}
 """
 
 

@@ -112,26 +112,28 @@ def stat_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def core_busy_seconds(cores):
-    """All time the given cores were not idle, whoever used them; stolen time included."""
-    total = 0
+def core_seconds(cores):
+    """(busy, stolen): all time the given cores were not idle, whoever used them, and the part the hypervisor gave to others."""
+    busy = stolen = 0
     names = {f"cpu{core}" for core in cores}
     with open("/proc/stat") as stat:
         for line in stat:
             name, *ticks = line.split()
             if name in names:
                 user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, ticks[:8])
-                total += user + nice + system + irq + softirq + steal
-    return total / os.sysconf("SC_CLK_TCK")
+                busy += user + nice + system + irq + softirq + steal
+                stolen += steal
+    tick = os.sysconf("SC_CLK_TCK")
+    return busy / tick, stolen / tick
 
 
-def raise_nofile(wanted):
-    """As many descriptors as this user may have, up to `wanted`; children inherit it. Returns the limit in force."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def limit_nofile(wanted):
+    """`wanted` descriptors, or as many as this user may have; children inherit it. Returns the limit in force."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(wanted, soft), max(wanted, hard)))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, hard)))
     except (ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(wanted, soft), hard), hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 

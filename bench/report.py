@@ -72,7 +72,7 @@ def _judged(results):
 
 
 def _information(results):
-    table = [["for information", "peer", "per second", "p50 µs", "p99 µs", "proxy's core", "others on it", "also"]]
+    table = [["for information", "peer", "per second", "p50 µs", "p99 µs", "proxy's core", "others on it", "stolen", "also"]]
     for row in results.rows:
         for peer in results.peers:
             get = lambda what: results.median_of(row, peer.name, what)
@@ -82,7 +82,7 @@ def _information(results):
             also = ", ".join(f"{key} {_number(get(lambda s: s.facts.get(key)))}" for key in samples[0].facts)
             table.append([
                 row.key, peer.name, _number(get(lambda s: s.rate)), _number(get(lambda s: s.p50_us)), _number(get(lambda s: s.p99_us)),
-                _percent(get(lambda s: s.core)), _percent(get(lambda s: s.foreign)), also,
+                _percent(get(lambda s: s.core)), _percent(get(lambda s: s.foreign)), _percent(get(lambda s: s.stolen)), also,
             ])
     return ["## Rate and latency", "", *_table(table), ""]
 

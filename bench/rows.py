@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from load import Idle, held
-from procs import Unmeasured, core_busy_seconds
+from procs import Unmeasured, core_seconds
 
 WARM_UP = 1  # seconds of the same load before it is measured
 REFUSED_BY = 32  # clients of the refusal row, as many as open new connections in `newconn`
@@ -22,7 +22,8 @@ class Sample:
     p50_us: int = None
     p99_us: int = None
     core: float = None  # share of the proxy's core the proxy used
-    foreign: float = None  # share of it that somebody else used
+    foreign: float = None  # share of it that somebody else used, the hypervisor included
+    stolen: float = None  # share of it that the hypervisor gave to others; the kernel may count it as the proxy's time
     facts: dict = field(default_factory=dict)
 
 
@@ -85,7 +86,7 @@ class Refusal(Row):
             refused = weigh(bench, group, churn("refused"))
         facts = {"µs served": served.value, "µs refused": refused.value}
         return Sample(refused.value / served.value, refused.rate, refused.p50_us, refused.p99_us, refused.core,
-                      max(served.foreign, refused.foreign), facts)
+                      max(served.foreign, refused.foreign), max(served.stolen, refused.stolen), facts)
 
 
 class IdleMemory(Row):
@@ -141,11 +142,12 @@ def proxy(bench, peer, place, limit=None):
 def weigh(bench, group, load):
     """CPU microseconds of `group` per thing that `load(seconds)` carried, after a warm-up of the same load."""
     load(WARM_UP)
-    busy, begin, before = core_busy_seconds(bench.proxy_cores), time.monotonic(), group.cpu()
+    (busy, stolen), begin, before = core_seconds(bench.proxy_cores), time.monotonic(), group.cpu()
     carried = load(bench.seconds)
-    used, elapsed, busy = group.cpu().seconds_since(before), time.monotonic() - begin, core_busy_seconds(bench.proxy_cores) - busy
+    used, elapsed = group.cpu().seconds_since(before), time.monotonic() - begin
+    busy_now, stolen_now = core_seconds(bench.proxy_cores)
     span = elapsed * len(bench.proxy_cores)
     return Sample(
         used * 1e6 / carried.count, carried.count / carried.seconds, carried.p50_us, carried.p99_us,
-        core=used / span, foreign=max(0.0, busy - used) / span,
+        core=used / span, foreign=max(0.0, busy_now - busy - used) / span, stolen=(stolen_now - stolen) / span,
     )

