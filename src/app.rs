@@ -82,7 +82,8 @@ pub fn run(config: Config, layers: Layers, level: telemetry::Level) -> anyhow::R
         };
         let (faces, sockets) = open(&faces, &config.ports)?;
         let life = Lifecycle::new();
-        let plane = Arc::new(DataPlane::start(&config, sockets, &life)?);
+        let addresses = vec![faces.admin()?, faces.probe()?, faces.metrics()?];
+        let plane = Arc::new(DataPlane::start(&config, sockets, addresses, &life)?);
         let running = Arc::new(Running {
             plane: plane.clone(),
             life: life.clone(),
@@ -198,11 +199,16 @@ async fn watch_workers(plane: Arc<DataPlane>, life: Lifecycle) {
 }
 
 impl DataPlane {
-    /// Choose the engine and start the workers on sockets that already listen.
+    /// Choose the engine and start the workers on sockets that already listen. `listening`: what
+    /// else this process listens on and must never dial.
     pub fn start(config: &Config, sockets: Vec<Socket>, life: &Lifecycle) -> anyhow::Result<Self> {
         let (engine, reason) = probe::choose(config.engine, config.uring_sqpoll)
             .map_err(|unusable| anyhow!("--engine uring: {unusable}"))?;
-        let shared = Arc::new(Shared::new(config.max_connections, life.closing(), life.cut()));
+        for socket in &sockets {
+            listening.extend(socket.local_addr()?.as_socket());
+        }
+        let most = config.max_connections;
+        let shared = Arc::new(Shared::new(most, listening, life.closing(), life.cut()));
         let mut ports = Vec::new();
         for (port, socket) in config.ports.iter().zip(&sockets) {
             let listen = socket.local_addr()?.as_socket().context("not an IP socket")?;
