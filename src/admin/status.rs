@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn every_accepted_connection_is_in_each_sum_once() {
         let metrics = PortMetrics::default();
-        let mut end = |outcome, admitted| {
+        let end = |outcome, admitted| {
             metrics.accept();
             if admitted {
                 metrics.admit();
