@@ -1,10 +1,32 @@
 //! THE STORY of one connection, one file per stage.
 //!
 //! ```text
-//! accept → admit → connect → relay → release
+//! accept ──→ admit ──→ connect ──→ relay ──→ release
+//!   │          └ refused, or left while it waited ──┘
+//!   └ back-off when descriptors run out; the listener's end
 //! ```
+//!
+//! Always true: every accepted connection passes `release` exactly once; its slot is given back
+//! after the application's end of it has been read, or reset.
 
-use std::time::Duration;
+mod accept;
+mod admit;
+mod connect;
+mod relay;
+mod release;
+
+pub mod port;
+pub mod registry;
+
+use std::time::{Duration, Instant};
+
+use crate::io::{Engine, Side};
+use crate::limit::{Entry, Permit};
+use crate::outcome::Outcome;
+
+pub use accept::accept;
+pub use port::{Port, Shared};
+use registry::{Registered, Stage};
 
 /// How a port treats its connections; everything but admission. All of it can change live, for
 /// connections accepted from then on.
@@ -44,4 +66,48 @@ pub enum QueuedHalfClose {
     Gone,
     /// The client has said all it has to say and waits for the answer.
     Keep,
+}
+
+/// One accepted connection on its way, and what it holds. Fields are dropped in this order: the
+/// application's socket is closed before the slot is free.
+struct Conn<E: Engine> {
+    client: E::Stream,
+    app: Option<connect::Upstream<E>>,
+    permit: Option<Permit>,
+    /// The port's settings when the connection came.
+    config: std::sync::Arc<Config>,
+    entry: Registered,
+}
+
+/// Carry one admitted or queued connection to its end.
+async fn serve<E: Engine>(engine: E, port: std::sync::Arc<Port>, mut conn: Conn<E>, entry: Entry) {
+    let outcome = match carry(&engine, &port, &mut conn, entry).await {
+        Ok(outcome) | Err(outcome) => outcome,
+    };
+    release::release(&engine, &port, conn, outcome);
+}
+
+/// The stages. Each hands on, or says how it ended.
+async fn carry<E: Engine>(
+    engine: &E,
+    port: &Port,
+    conn: &mut Conn<E>,
+    entry: Entry,
+) -> Result<Outcome, Outcome> {
+    conn.permit = Some(admit::admit(engine, port, conn, entry).await?);
+    conn.entry.enter(Stage::Connecting);
+    conn.app = Some(connect::connect(engine, port, conn).await?);
+    conn.entry.enter(Stage::Relaying);
+    Ok(relay::relay(engine, port, conn).await)
+}
+
+impl<E: Engine> Conn<E> {
+    fn bytes(&self) -> [u64; 2] {
+        let traffic = self.entry.traffic();
+        [traffic.from(Side::Client), traffic.from(Side::App)]
+    }
+
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.entry.since())
+    }
 }

@@ -7,7 +7,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::Shutdown;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use super::buf::{Buf, Pool, Size};
 use super::flow::{Flow, Side};
 use super::listen::{self, Ending, Next};
-use super::{App, Engine, Gauges, sock};
+use super::sock::{self, Connecting};
+use super::{Accepted, App, Engine, Gauges};
 
 /// The engine. Cheap to clone; lives on one thread.
 #[derive(Clone)]
@@ -66,16 +67,15 @@ const WARM: usize = 16;
 
 impl Epoll {
     /// Run `main` to its end on a runtime of its own, on this thread.
-    pub fn run<F, M>(gauges: Arc<Gauges>, main: M) -> io::Result<()>
+    pub fn run<F, M>(gauges: Arc<Gauges>, main: M) -> io::Result<F::Output>
     where
         M: FnOnce(Self) -> F,
-        F: Future<Output = ()>,
+        F: Future,
     {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let local = tokio::task::LocalSet::new();
         let engine = Self { pool: Pool::new(WARM, gauges) };
-        local.block_on(&runtime, main(engine));
-        Ok(())
+        Ok(local.block_on(&runtime, main(engine)))
     }
 }
 
@@ -84,59 +84,52 @@ impl Engine for Epoll {
     type Stream = Stream;
 
     fn listen(&self, listener: Socket) -> io::Result<Listener> {
-        Ok(Listener { fd: AsyncFd::new(listener)?, ending: Ending::default() })
+        Ok(Listener { fd: register(listener)?, ending: Ending::default() })
     }
 
     async fn accept(
         &self,
         listener: &Listener,
         stop: &CancellationToken,
-    ) -> io::Result<Option<(Stream, Option<SocketAddr>)>> {
-        let accepted = if stop.is_cancelled() {
-            None
-        } else {
-            let mut stopped = pin!(stop.cancelled());
-            poll_fn(|cx| {
-                if stopped.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(None);
-                }
-                listener.poll_accept(cx).map(Some)
-            })
-            .await
-        };
-        let (socket, peer) = match accepted {
-            Some(accepted) => accepted?,
-            None => match listener.last().await? {
-                Some(accepted) => accepted,
-                None => return Ok(None),
-            },
-        };
-        Ok(Some((Stream::new(socket)?, peer)))
+    ) -> io::Result<Option<Accepted>> {
+        let mut stopped = pin!(stop.cancelled());
+        let accepted = poll_fn(|cx| match stopped.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => listener.poll_accept(cx).map(Some),
+        });
+        match accepted.await {
+            Some(accepted) => accepted.map(Some),
+            None => listener.last().await,
+        }
+    }
+
+    fn listening<'a>(&self, listener: &'a Listener) -> &'a Socket {
+        listener.fd.get_ref()
+    }
+
+    fn adopt(&self, socket: Socket) -> io::Result<Stream> {
+        Stream::new(socket)
     }
 
     async fn dial(&self, app: &App, timeout: Duration) -> io::Result<Stream> {
         let deadline = Instant::now() + timeout;
         let (socket, addr) = sock::for_app(app)?;
-        // A full backlog of a Unix socket says EAGAIN and nothing tells when it has room again.
-        const BACKLOG_RETRY: Duration = Duration::from_millis(5);
-        let connected = loop {
-            match sock::start_connect(&socket, &addr) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
-                    self.sleep_until(Instant::now() + BACKLOG_RETRY).await;
+        loop {
+            match sock::start_connect(&socket, &addr)? {
+                Connecting::Done => return Stream::new(socket),
+                Connecting::BacklogFull => {
+                    sock::check(deadline)?;
+                    self.sleep_until(Instant::now() + sock::BACKLOG_RETRY).await;
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::ErrorKind::TimedOut.into());
+                Connecting::InProgress => {
+                    let stream = Stream::new(socket)?;
+                    tokio::time::timeout_at(deadline.into(), stream.connected())
+                        .await
+                        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+                    return Ok(stream);
                 }
-                other => break other?,
             }
-        };
-        let stream = Stream::new(socket)?;
-        if !connected {
-            tokio::time::timeout_at(deadline.into(), stream.connected())
-                .await
-                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         }
-        Ok(stream)
     }
 
     async fn peer_left(&self, stream: &Stream) {
@@ -156,6 +149,9 @@ impl Engine for Epoll {
         poll_fn(|cx| {
             let up = up.poll(cx, &self.pool, flow);
             let down = down.poll(cx, &self.pool, flow);
+            if flow.is_broken_off() {
+                return Poll::Ready(());
+            }
             match flow.broken() {
                 // Whoever broke it may have sent bytes before: they are on their way `down`.
                 Some(Side::App) if down.is_pending() && !flow.is_finished(Side::App) => down,
@@ -202,7 +198,7 @@ impl Engine for Epoll {
 }
 
 impl Listener {
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Socket, Option<SocketAddr>)>> {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
             match listen::accept(self.fd.get_ref()) {
@@ -213,10 +209,10 @@ impl Listener {
     }
 
     /// What is still in the backlog of a listener that is being closed.
-    async fn last(&self) -> io::Result<Option<(Socket, Option<SocketAddr>)>> {
+    async fn last(&self) -> io::Result<Option<Accepted>> {
         loop {
             match self.ending.step(self.fd.get_ref())? {
-                Next::Accepted(socket, peer) => return Ok(Some((socket, peer))),
+                Next::Accepted(accepted) => return Ok(Some(accepted)),
                 Next::SettleUntil(at) => tokio::time::sleep_until(at.into()).await,
                 Next::Empty => return Ok(None),
             }
@@ -224,9 +220,17 @@ impl Listener {
     }
 }
 
+/// Have the runtime watch `socket`.
+#[allow(unsafe_code, reason = "tokio asks for a promise that the descriptor stays open")]
+fn register(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: the socket owns its descriptor and moves into the AsyncFd, which never gives it out:
+    // it stays open, and the same, until the AsyncFd is dropped.
+    Ok(unsafe { AsyncFd::register(socket) }?)
+}
+
 impl Stream {
     fn new(socket: Socket) -> io::Result<Self> {
-        Ok(Self { fd: AsyncFd::new(socket)? })
+        Ok(Self { fd: register(socket)? })
     }
 
     async fn connected(&self) -> io::Result<()> {
@@ -321,8 +325,10 @@ impl<'a> Pump<'a> {
     fn end(&self, flow: &Flow, broken: bool) -> Option<(Buf, usize)> {
         if broken {
             flow.fail(self.from);
-        } else {
-            flow.finish(self.from);
+            return None;
+        }
+        flow.finish(self.from);
+        if !flow.deliver(self.from) {
             let _ = self.sink.fd.get_ref().shutdown(Shutdown::Write);
         }
         None

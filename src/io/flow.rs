@@ -56,9 +56,13 @@ pub struct Flow {
     timed: Cell<bool>,
     last_moved: Cell<Instant>,
     finished: [Cell<bool>; 2],
+    /// All of this side's bytes have been delivered, or will never be.
+    delivered: [Cell<bool>; 2],
     /// Since when bytes for this side wait to be taken.
     blocked: [Cell<Option<Instant>>; 2],
     broke: Cell<Option<Side>>,
+    /// Whether the relay has to stop, whatever state it is in.
+    broken_off: Cell<bool>,
     watch: RefCell<Option<Waker>>,
 }
 
@@ -91,8 +95,10 @@ impl Flow {
             timed: Cell::new(timed),
             last_moved: Cell::new(now),
             finished: Default::default(),
+            delivered: Default::default(),
             blocked: Default::default(),
             broke: Cell::new(None),
+            broken_off: Cell::new(false),
             watch: RefCell::new(None),
         }
     }
@@ -116,6 +122,13 @@ impl Flow {
         self.wake();
     }
 
+    /// The engine has nothing more of `side`'s to deliver. `true`: nor of the other's, so that the
+    /// sockets will be closed now, and need no shutdown before.
+    pub fn deliver(&self, side: Side) -> bool {
+        self.delivered[side.index()].set(true);
+        self.delivered[side.other().index()].get()
+    }
+
     /// The engine has bytes for `side` which it does not take.
     pub fn block(&self, side: Side) {
         let since = &self.blocked[side.index()];
@@ -135,6 +148,16 @@ impl Flow {
     /// Which side broke the connection, if one did.
     pub fn broken(&self) -> Option<Side> {
         self.broke.get()
+    }
+
+    /// The relay has to stop. Whoever calls this polls it afterwards.
+    pub fn break_off(&self) {
+        self.broken_off.set(true);
+    }
+
+    /// Whether the relay has to stop.
+    pub fn is_broken_off(&self) -> bool {
+        self.broken_off.get()
     }
 
     /// Whether the end of `side`'s bytes has been read.

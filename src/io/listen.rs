@@ -15,9 +15,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rustix::net::SocketFlags;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
-use super::sock;
+use super::{Accepted, sock};
 
 /// Connections the kernel may keep for us before we accept them. The kernel caps it at
 /// `net.core.somaxconn`.
@@ -36,7 +36,7 @@ pub struct Ending {
 #[derive(Debug)]
 pub enum Next {
     /// Hand this connection out.
-    Accepted(Socket, Option<SocketAddr>),
+    Accepted(Accepted),
     /// Ask again then.
     SettleUntil(Instant),
     /// Nothing is left: close.
@@ -51,7 +51,8 @@ pub fn open(addr: SocketAddr) -> io::Result<Socket> {
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
-    sock::tune(SockRef::from(&socket))?;
+    socket.set_tcp_nodelay(true)?;
+    sock::watch_peer(SockRef::from(&socket))?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
@@ -67,7 +68,7 @@ impl Ending {
             self.settled_at.set(Some(Instant::now() + SETTLE));
         }
         match accept(listener) {
-            Ok((stream, peer)) => Ok(Next::Accepted(stream, peer)),
+            Ok(accepted) => Ok(Next::Accepted(accepted)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => match self.settled_at.get() {
                 Some(at) if at > Instant::now() => Ok(Next::SettleUntil(at)),
                 _ => Ok(Next::Empty),
@@ -79,7 +80,7 @@ impl Ending {
 
 /// One non-blocking accept; the connection comes non-blocking too. Errors of a connection that
 /// died in the backlog are passed over, as accept(2) says they must be.
-pub fn accept(listener: &Socket) -> io::Result<(Socket, Option<SocketAddr>)> {
+pub fn accept(listener: &Socket) -> io::Result<Accepted> {
     loop {
         // socket2 would leave the new socket blocking; making it non-blocking costs a call more.
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -123,13 +124,13 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
 }
 
 /// Classic BPF over the TCP header: drop what has SYN and not ACK, keep everything else.
-const DROP_NEW_SYNS: [libc::sock_filter; 5] = [
+const DROP_NEW_SYNS: [SockFilter; 5] = [
     // A = flags byte of the TCP header
-    libc::sock_filter { code: 0x30, jt: 0, jf: 0, k: 13 },
+    SockFilter::new(0x30, 0, 0, 13),
     // A &= SYN | ACK
-    libc::sock_filter { code: 0x54, jt: 0, jf: 0, k: 0x12 },
+    SockFilter::new(0x54, 0, 0, 0x12),
     // A == SYN ? drop : keep
-    libc::sock_filter { code: 0x15, jt: 1, jf: 0, k: 0x02 },
-    libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0xffff_ffff },
-    libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 },
+    SockFilter::new(0x15, 1, 0, 0x02),
+    SockFilter::new(0x06, 0, 0, 0xffff_ffff),
+    SockFilter::new(0x06, 0, 0, 0),
 ];

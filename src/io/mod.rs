@@ -29,6 +29,7 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use socket2::{SockRef, Socket};
 use tokio_util::sync::CancellationToken;
 
 pub use flow::{Flow, Side, Traffic};
@@ -54,6 +55,9 @@ pub enum EngineChoice {
     Epoll,
 }
 
+/// A connection as accept(2) gives it: non-blocking, with its peer's address if it has one.
+pub type Accepted = (Socket, Option<SocketAddr>);
+
 /// What a worker needs from its runtime. Every method is called on the worker's own thread.
 pub trait Engine: Clone + 'static {
     /// A listening socket.
@@ -62,16 +66,21 @@ pub trait Engine: Clone + 'static {
     type Stream: 'static;
 
     /// Take over a bound, listening socket.
-    fn listen(&self, listener: socket2::Socket) -> io::Result<Self::Listener>;
+    fn listen(&self, listener: Socket) -> io::Result<Self::Listener>;
 
-    /// The next connection and its peer (`None` for a peer without an address). Until `stop` is
-    /// cancelled it waits; after that it hands out what had finished its handshake, without
-    /// waiting, and then answers `Ok(None)`.
+    /// The next connection. Until `stop` is cancelled it waits; after that it hands out what had
+    /// begun its handshake, and then answers `Ok(None)`.
     fn accept(
         &self,
         listener: &Self::Listener,
         stop: &CancellationToken,
-    ) -> impl Future<Output = io::Result<Option<(Self::Stream, Option<SocketAddr>)>>>;
+    ) -> impl Future<Output = io::Result<Option<Accepted>>>;
+
+    /// The listening socket itself.
+    fn listening<'a>(&self, listener: &'a Self::Listener) -> &'a Socket;
+
+    /// Take over an accepted socket.
+    fn adopt(&self, socket: Socket) -> io::Result<Self::Stream>;
 
     /// A new connection to the application, within `timeout`.
     fn dial(
@@ -84,7 +93,9 @@ pub trait Engine: Clone + 'static {
     fn peer_left(&self, stream: &Self::Stream) -> impl Future<Output = ()>;
 
     /// Move bytes both ways until both ways have ended or one broke; tells `flow` all it does.
-    /// Half-close is passed on, data read before a reset is delivered first. The sockets stay open.
+    /// Half-close is passed on, data read before a reset is delivered first. After
+    /// `Flow::break_off` it ends soon, and nothing of it is left in the kernel. The sockets stay
+    /// open.
     fn relay(
         &self,
         client: &Self::Stream,
@@ -96,7 +107,7 @@ pub trait Engine: Clone + 'static {
     fn discard(&self, stream: &Self::Stream) -> impl Future<Output = ()>;
 
     /// The socket itself, for options, addresses and small writes.
-    fn socket<'a>(&self, stream: &'a Self::Stream) -> socket2::SockRef<'a>;
+    fn socket<'a>(&self, stream: &'a Self::Stream) -> SockRef<'a>;
 
     /// Run a task on this thread.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);

@@ -1,7 +1,7 @@
 //! Socket options and facts both engines need.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
@@ -16,10 +16,9 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// How long sent bytes may stay unacknowledged: the same vanished peer, noticed while we write.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What every TCP connection gets, on both sides. Set on a listener it is inherited by what is
-/// accepted from it, without a system call per connection.
-pub fn tune(socket: SockRef<'_>) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
+/// What a TCP connection with another machine gets, on either side. Set on a listener it is
+/// inherited by what is accepted from it, without a system call per connection.
+pub fn watch_peer(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE_IDLE)
@@ -29,9 +28,13 @@ pub fn tune(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
 }
 
-/// Let the coming `close` send RST instead of FIN. Not all sockets can; closing is then all we do.
-pub fn reset_on_close(socket: SockRef<'_>) {
+/// Send RST now, whoever else still refers to the socket. What was sent and not yet delivered is
+/// lost, as a reset means it to be. Not all sockets can; those are closed and that is all.
+pub fn reset(socket: SockRef<'_>) {
+    // SO_LINGER 0 makes the kernel throw the unsent bytes away; connecting to "no address" ends
+    // the connection at once, while close(2) would wait for the last reference to go.
     let _ = socket.set_linger(Some(Duration::ZERO));
+    let _ = rustix::net::connect_unspec(&*socket);
 }
 
 /// A fresh non-blocking socket for `app`, its options set, and the address to connect it to.
@@ -40,7 +43,7 @@ pub fn for_app(app: &App) -> io::Result<(Socket, SockAddr)> {
         App::Tcp(addr) => {
             let domain = Domain::for_address(*addr);
             let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-            tune(SockRef::from(&socket))?;
+            socket.set_tcp_nodelay(true)?;
             Ok((socket, SockAddr::from(*addr)))
         }
         App::Unix(path) => {
@@ -50,24 +53,39 @@ pub fn for_app(app: &App) -> io::Result<(Socket, SockAddr)> {
     }
 }
 
-/// Start to connect. `true`: connected already, as a loopback peer with room in its backlog is by
-/// the time the call returns; asking again costs a call and saves a turn of the loop.
-pub fn start_connect(socket: &Socket, to: &SockAddr) -> io::Result<bool> {
-    for _ in 0..2 {
-        match socket.connect(to) {
-            Ok(()) => return Ok(true),
-            Err(e) if e.raw_os_error() == Some(libc::EISCONN) => return Ok(true),
-            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
-            Err(e) if e.raw_os_error() == Some(libc::EALREADY) => return Ok(false),
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(false)
+/// How far a non-blocking connect has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connecting {
+    /// Connected.
+    Done,
+    /// Wait until the socket is writable, then ask it for its error.
+    InProgress,
+    /// A Unix socket's backlog is full, and nothing tells when it has room: ask again later.
+    BacklogFull,
 }
 
-/// Whether a socket is connected to itself: what Linux does when a connection to a port nobody
-/// listens on happens to get that very port as its source (hazards A14).
-pub fn is_self_connected(socket: &Socket) -> io::Result<bool> {
-    let (local, peer) = (socket.local_addr()?, socket.peer_addr()?);
-    Ok(local.as_socket().is_some() && local.as_socket() == peer.as_socket())
+/// When to ask a full Unix backlog again.
+pub const BACKLOG_RETRY: Duration = Duration::from_millis(5);
+
+/// Start to connect. A loopback peer with room in its backlog has answered by the time the first
+/// call returns; asking again costs a call and saves a turn of the loop.
+pub fn start_connect(socket: &Socket, to: &SockAddr) -> io::Result<Connecting> {
+    let mut asked = 0;
+    loop {
+        let Err(e) = socket.connect(to) else { return Ok(Connecting::Done) };
+        asked += 1;
+        match e.raw_os_error() {
+            Some(libc::EISCONN) => return Ok(Connecting::Done),
+            Some(libc::EINTR) => {}
+            Some(libc::EINPROGRESS) if asked == 1 => {}
+            Some(libc::EINPROGRESS | libc::EALREADY) => return Ok(Connecting::InProgress),
+            Some(libc::EAGAIN) => return Ok(Connecting::BacklogFull),
+            _ => return Err(e),
+        }
+    }
+}
+
+/// An error once `deadline` has passed.
+pub fn check(deadline: Instant) -> io::Result<()> {
+    if Instant::now() < deadline { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
