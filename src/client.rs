@@ -36,6 +36,9 @@ pub enum ClientError {
     /// Nobody listens there, or nobody may.
     #[error("no gateway answers at {0}: {1}. Is it running? Name its place with {flag}", flag = .0.flag())]
     Unreachable(Target, io::Error),
+    /// Nobody of those that were asked.
+    #[error("no gateway answers. Is it running? Name its place with --admin or --control. Tried:\n  {}", .0.join("\n  "))]
+    Nobody(Vec<String>),
     /// It listens, but does not answer.
     #[error("the gateway at {0} did not answer within {1:?}")]
     Timeout(Target, Duration),
@@ -110,11 +113,7 @@ impl Target {
             Self::Control(_) => "localhost".to_owned(),
             Self::Admin(address) => address.to_string(),
         };
-        let payload = if body.is_null() {
-            String::new()
-        } else {
-            body.to_string()
-        };
+        let payload = if body.is_null() { String::new() } else { body.to_string() };
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -125,11 +124,7 @@ impl Target {
         let response = sender.send_request(request).await.map_err(broken)?;
         let status = response.status();
         let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER);
-        let body = body
-            .collect()
-            .await
-            .map_err(|error| foreign(error.to_string()))?
-            .to_bytes();
+        let body = body.collect().await.map_err(|error| foreign(error.to_string()))?.to_bytes();
         let value: Option<Value> = serde_json::from_slice(&body).ok();
         match (status.is_success(), value) {
             (true, Some(value)) => Ok(value),
@@ -153,21 +148,13 @@ pub async fn drain(
 ) -> Result<String, ClientError> {
     let target = Target::Control(control.to_owned());
     let work = async {
-        let answer = target
-            .ask(Method::POST, "/drain", &Value::Null, Some(PATIENCE))
-            .await?;
+        let answer = target.ask(Method::POST, "/drain", &Value::Null, Some(PATIENCE)).await?;
         if !wait {
             let phase = answer["phase"].as_str().unwrap_or_default();
-            let news = if answer["started"] == true {
-                "started"
-            } else {
-                "was already wanted"
-            };
+            let news = if answer["started"] == true { "started" } else { "was already wanted" };
             return Ok(format!("the drain {news}; the gateway is {phase}"));
         }
-        let report = target
-            .ask(Method::GET, "/drain/wait", &Value::Null, None)
-            .await?;
+        let report = target.ask(Method::GET, "/drain/wait", &Value::Null, None).await?;
         Ok(serde_json::to_string_pretty(&report).unwrap_or_default())
     };
     match limit {
@@ -196,29 +183,34 @@ pub async fn set(control: &Path, changes: &[String]) -> Result<Vec<String>, Clie
         return Err(ClientError::Refused(mistakes));
     }
     let target = Target::Control(control.to_owned());
-    let answer = target
-        .ask(Method::POST, "/set", &json!(map), Some(PATIENCE))
-        .await?;
+    let answer = target.ask(Method::POST, "/set", &json!(map), Some(PATIENCE)).await?;
     Ok(strings(&answer["applied"]))
 }
 
-/// The status from the first target that answers; the error is the first one's.
+/// The status from the first target that answers.
 pub async fn status(targets: &[Target]) -> Result<Value, ClientError> {
-    let mut first = None;
+    let mut errors = Vec::new();
     for target in targets {
-        match target
-            .ask(Method::GET, "/status.json", &Value::Null, Some(PATIENCE))
-            .await
-        {
+        match target.ask(Method::GET, "/status.json", &Value::Null, Some(PATIENCE)).await {
             Ok(status) if status["ports"].is_array() => return Ok(status),
             Ok(_) => {
-                let what = "its status has no ports".to_owned();
-                first.get_or_insert(ClientError::Foreign(target.clone(), what));
+                errors.push(ClientError::Foreign(target.clone(), "its status has no ports".into()));
             }
-            Err(error) => drop(first.get_or_insert(error)),
+            Err(error) => errors.push(error),
         }
     }
-    Err(first.unwrap_or_else(|| ClientError::Refused(vec!["nobody to ask".into()])))
+    match errors.pop() {
+        Some(only) if errors.is_empty() => Err(only),
+        last => Err(ClientError::Nobody(errors.iter().chain(&last).map(brief).collect())),
+    }
+}
+
+/// An error among others, which share its advice.
+fn brief(error: &ClientError) -> String {
+    match error {
+        ClientError::Unreachable(target, why) => format!("{target}: {why}"),
+        other => other.to_string(),
+    }
 }
 
 /// `tidegate status --watch`: the table again every second, until Ctrl-C or until nobody reads it.
@@ -238,28 +230,22 @@ pub async fn watch(targets: &[Target], json: bool, out: &mut impl Write) -> io::
             // Home, and clear what is below: less flicker than clearing the screen first.
             write!(out, "\x1b[H\x1b[J")?;
         }
-        write!(out, "{shown}")?;
-        out.flush()?;
+        match write!(out, "{shown}").and_then(|()| out.flush()) {
+            // A reader that has left, such as `head`, has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written?,
+        }
     }
 }
 
 /// The status as it is printed.
 pub fn show(status: &Value, json: bool) -> String {
-    if json {
-        format!("{status}\n")
-    } else {
-        page::plain(status)
-    }
+    if json { format!("{status}\n") } else { page::plain(status) }
 }
 
 fn strings(list: &Value) -> Vec<String> {
     let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
-    list.iter()
-        .map(|item| {
-            item.as_str()
-                .map_or_else(|| item.to_string(), str::to_owned)
-        })
-        .collect()
+    list.iter().map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned)).collect()
 }
 
 impl fmt::Display for Target {

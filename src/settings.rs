@@ -7,6 +7,8 @@
 
 mod kind;
 
+use std::fmt;
+
 pub use kind::{Kind, Value};
 
 /// One setting.
@@ -55,10 +57,7 @@ const fn count(min: u32, max: u32, word: Option<&'static str>) -> Kind {
     Kind::Count { min, max, word }
 }
 
-const TIMEOUT: Kind = Kind::Duration {
-    zero: false,
-    word: None,
-};
+const TIMEOUT: Kind = Kind::Duration { zero: false, word: None };
 
 const fn key(
     name: &'static str,
@@ -68,14 +67,7 @@ const fn key(
     default: Default,
     help: &'static str,
 ) -> Key {
-    Key {
-        name,
-        kind,
-        scope,
-        live,
-        default,
-        help,
-    }
+    Key { name, kind, scope, live, default, help }
 }
 
 const LIVE: bool = true;
@@ -83,6 +75,13 @@ const RESTART: bool = false;
 
 use self::Default::{Rule, Text};
 use self::Scope::{Port, Process};
+
+impl fmt::Display for Default {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Text(text) | Rule(text)) = self;
+        f.write_str(text)
+    }
+}
 
 /// Every setting, in the order it is documented.
 #[rustfmt::skip]
@@ -151,12 +150,9 @@ pub fn find(name: &str) -> Option<&'static Key> {
 /// The setting a typing error was probably meant for.
 pub fn nearest(name: &str) -> Option<&'static str> {
     let name = name.replace(['_', '.'], "-").to_lowercase();
-    let alike = KEYS
-        .iter()
-        .map(|key| (strsim::jaro_winkler(key.name, &name), key.name));
+    let alike = KEYS.iter().map(|key| (strsim::jaro_winkler(key.name, &name), key.name));
     let best = alike.max_by(|a, b| a.0.total_cmp(&b.0));
-    best.filter(|(likeness, _)| *likeness > 0.85)
-        .map(|(_, name)| name)
+    best.filter(|(likeness, _)| *likeness > 0.85).map(|(_, name)| name)
 }
 
 /// The settings as the README shows them, in Markdown.
@@ -171,10 +167,8 @@ pub fn settings_table() -> String {
         let name = key.name;
         let per_port = if key.scope == Port { "" } else { " (process)" };
         let allowed = key.kind.allowed();
-        table += &format!(
-            "| `{name}`{per_port} | {allowed} | {default} | {live} | {} |\n",
-            key.help
-        );
+        table +=
+            &format!("| `{name}`{per_port} | {allowed} | {default} | {live} | {} |\n", key.help);
     }
     table
 }
@@ -187,16 +181,10 @@ mod tests {
     fn the_table_names_every_key_once_and_its_defaults_are_allowed() {
         let table = settings_table();
         for (at, key) in KEYS.iter().enumerate() {
-            assert!(
-                KEYS[..at].iter().all(|other| other.name != key.name),
-                "{} twice",
-                key.name
-            );
+            assert!(KEYS[..at].iter().all(|other| other.name != key.name), "{} twice", key.name);
             assert_eq!(table.matches(&format!("| `{}`", key.name)).count(), 1);
             if let Default::Text(text) = key.default {
-                key.kind
-                    .parse(text)
-                    .expect("a default is a value that may be written");
+                key.kind.parse(text).expect("a default is a value that may be written");
             }
         }
         assert_eq!(table.lines().count(), KEYS.len() + 2);

@@ -51,10 +51,7 @@ impl Gateway for Fake {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
         Status {
             version: "0.1.0",
-            engine: Engine {
-                name: "epoll",
-                reason: "asked for".into(),
-            },
+            engine: Engine { name: "epoll", reason: "asked for".into() },
             phase: self.life.phase(),
             workers: 1,
             ports: vec![PortStatus {
@@ -79,11 +76,7 @@ impl Gateway for Fake {
             probe: nowhere,
             metrics: nowhere,
             uptime_seconds: 61.0,
-            last_reload: Reload {
-                ok: true,
-                error: None,
-                last_success: SystemTime::now(),
-            },
+            last_reload: Reload { ok: true, error: None, last_success: SystemTime::now() },
             drain: self.life.report(),
         }
     }
@@ -94,12 +87,7 @@ impl Gateway for Fake {
 
     fn settings(&self) -> Vec<Setting> {
         let origin = "flag".into();
-        vec![Setting {
-            key: "limit",
-            port: Some(8080),
-            value: "8".into(),
-            origin,
-        }]
+        vec![Setting { key: "limit", port: Some(8080), value: "8".into(), origin }]
     }
 
     fn connections(&self) -> Vec<Connection> {
@@ -113,10 +101,7 @@ impl Gateway for Fake {
     fn set(&self, changes: BTreeMap<String, String>) -> Result<Vec<String>, Vec<String>> {
         match changes.get("limit").map(String::as_str) {
             Some("0") => Err(vec!["limit \"0\" is too small".into(), "and more".into()]),
-            _ => Ok(changes
-                .into_iter()
-                .map(|(key, value)| format!("{key}={value}"))
-                .collect()),
+            _ => Ok(changes.into_iter().map(|(key, value)| format!("{key}={value}")).collect()),
         }
     }
 
@@ -138,20 +123,12 @@ fn serve() -> Served {
     let dir = tempfile::tempdir().expect("a directory");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let control = dir.path().join("control.sock");
-    let faces = Faces {
-        admin: any,
-        probe: any,
-        metrics: any,
-        control: control.clone(),
-    };
+    let faces = Faces { admin: any, probe: any, metrics: any, control: control.clone() };
     let bound = admin::bind(&faces).expect("free addresses");
     let [admin, probe, metrics] =
         [bound.admin(), bound.probe(), bound.metrics()].map(|address| address.expect("bound"));
-    let fake = Arc::new(Fake {
-        life: Lifecycle::new(),
-        metrics: Arc::default(),
-        level: Mutex::default(),
-    });
+    let fake =
+        Arc::new(Fake { life: Lifecycle::new(), metrics: Arc::default(), level: Mutex::default() });
     let stop = CancellationToken::new();
     let (gateway, ended) = (fake.clone(), stop.clone());
     let thread = std::thread::spawn(move || {
@@ -166,27 +143,13 @@ fn serve() -> Served {
             };
             life.run_drain(config, &Idle).await;
         });
-        runtime
-            .block_on(bound.serve(gateway, ended))
-            .expect("served");
+        runtime.block_on(bound.serve(gateway, ended)).expect("served");
     });
-    Served {
-        admin,
-        probe,
-        metrics,
-        control,
-        fake,
-        stop,
-        thread: Some(thread),
-        _dir: dir,
-    }
+    Served { admin, probe, metrics, control, fake, stop, thread: Some(thread), _dir: dir }
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime")
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
 impl Drop for Served {
@@ -204,24 +167,13 @@ fn exchange(stream: impl Read + Write, request: &str) -> Answer {
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("answered");
     let (head, body) = text.split_once("\r\n\r\n").expect("an HTTP answer");
-    let status = head
-        .split(' ')
-        .nth(1)
-        .expect("a status line")
-        .parse()
-        .expect("a number");
-    Answer {
-        status,
-        head: head.to_lowercase(),
-        body: body.to_owned(),
-    }
+    let status = head.split(' ').nth(1).expect("a status line").parse().expect("a number");
+    Answer { status, head: head.to_lowercase(), body: body.to_owned() }
 }
 
 fn ask(address: SocketAddr, line: &str, headers: &str) -> Answer {
     let stream = TcpStream::connect(address).expect("somebody listens");
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .expect("set");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
     let request = format!("{line} HTTP/1.1\r\nConnection: close\r\n{headers}\r\n");
     exchange(stream, &request)
 }
@@ -278,15 +230,7 @@ fn each_face_answers_what_is_its_own() {
     for path in ["/", "/settings.json", "/connections.json"] {
         assert_eq!(status(served.admin, path), 200, "{path}");
     }
-    for path in [
-        "/nothing",
-        "/set",
-        "/drain",
-        "/drain/wait",
-        "/log-level",
-        "/status.json/",
-        "//",
-    ] {
+    for path in ["/nothing", "/set", "/drain", "/drain/wait", "/log-level", "/status.json/", "//"] {
         assert_eq!(status(served.admin, path), 404, "{path}");
     }
 }
@@ -312,22 +256,12 @@ fn foreign_hosts_and_pages_are_turned_away() {
     let status = |headers: &str| ask(served.admin, "GET /status.json", headers).status;
     assert_eq!(status("Host: 127.0.0.1:15820\r\n"), 200);
     assert_eq!(status("Host: evil.example\r\n"), 421);
-    assert_eq!(
-        status("Host: localhost\r\nOrigin: http://evil.example\r\n"),
-        403
-    );
+    assert_eq!(status("Host: localhost\r\nOrigin: http://evil.example\r\n"), 403);
     assert_eq!(status(""), 400);
-    let answer = ask(
-        served.admin,
-        "GET http://evil.example/status.json",
-        "Host: localhost\r\n",
-    );
+    let answer = ask(served.admin, "GET http://evil.example/status.json", "Host: localhost\r\n");
     assert_eq!(answer.status, 421);
     // A kubelet and a scraper come by the pod's address.
-    assert_eq!(
-        ask(served.probe, "GET /livez", "Host: 10.1.2.3:15821\r\n").status,
-        200
-    );
+    assert_eq!(ask(served.probe, "GET /livez", "Host: 10.1.2.3:15821\r\n").status, 200);
 }
 
 #[test]
@@ -339,17 +273,8 @@ fn answers_are_not_kept_and_not_taken_for_scripts() {
         assert!(head.contains("x-content-type-options: nosniff"), "{head}");
     }
     let page = get(served.admin, "/");
-    assert!(
-        page.body.contains("&lt;app&gt;") && !page.body.contains("<app>"),
-        "{}",
-        page.body
-    );
-    assert!(
-        page.head
-            .contains("content-security-policy: default-src 'none'"),
-        "{}",
-        page.head
-    );
+    assert!(page.body.contains("&lt;app&gt;") && !page.body.contains("<app>"), "{}", page.body);
+    assert!(page.head.contains("content-security-policy: default-src 'none'"), "{}", page.head);
     let head = ask(served.admin, "HEAD /status.json", "Host: localhost\r\n");
     assert_eq!((head.status, head.body.as_str()), (200, ""));
 }
@@ -358,22 +283,10 @@ fn answers_are_not_kept_and_not_taken_for_scripts() {
 fn metrics_come_in_the_format_asked_for() {
     let served = serve();
     let classic = get(served.metrics, "/metrics");
-    assert!(
-        classic
-            .head
-            .contains("content-type: text/plain; version=0.0.4"),
-        "{}",
-        classic.head
-    );
+    assert!(classic.head.contains("content-type: text/plain; version=0.0.4"), "{}", classic.head);
     let accept = "Host: x\r\nAccept: application/openmetrics-text; version=1.0.0\r\n";
     let modern = ask(served.metrics, "GET /metrics", accept);
-    assert!(
-        modern
-            .head
-            .contains("content-type: application/openmetrics-text"),
-        "{}",
-        modern.head
-    );
+    assert!(modern.head.contains("content-type: application/openmetrics-text"), "{}", modern.head);
     assert!(modern.body.ends_with("# EOF\n"));
 }
 
@@ -383,12 +296,7 @@ fn the_status_has_every_field() {
     let status: serde_json::Value =
         serde_json::from_str(&get(served.admin, "/status.json").body).expect("JSON");
     let keys = |value: &serde_json::Value| {
-        let mut keys: Vec<_> = value
-            .as_object()
-            .expect("an object")
-            .keys()
-            .cloned()
-            .collect();
+        let mut keys: Vec<_> = value.as_object().expect("an object").keys().cloned().collect();
         keys.sort_unstable();
         keys.join(" ")
     };
@@ -409,26 +317,17 @@ fn the_status_has_every_field() {
 #[test]
 fn the_control_socket_changes_things() {
     let served = serve();
-    let mode = std::fs::metadata(&served.control)
-        .expect("is there")
-        .permissions()
-        .mode();
+    let mode = std::fs::metadata(&served.control).expect("is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let applied = post(&served, "/set", r#"{"limit":"9"}"#);
-    assert_eq!(
-        (applied.status, applied.body.as_str()),
-        (200, r#"{"applied":["limit=9"]}"#)
-    );
+    assert_eq!((applied.status, applied.body.as_str()), (200, r#"{"applied":["limit=9"]}"#));
     let refused = post(&served, "/set", r#"{"limit":"0"}"#);
     assert_eq!(refused.status, 400);
     assert!(refused.body.contains("and more"), "{}", refused.body);
     for bad in ["", "{}", "[]", r#"{"limit":9}"#, "nonsense"] {
         assert_eq!(post(&served, "/set", bad).status, 400, "{bad}");
     }
-    assert_eq!(
-        post(&served, "/log-level", r#"{"level":"debug"}"#).status,
-        200
-    );
+    assert_eq!(post(&served, "/log-level", r#"{"level":"debug"}"#).status, 200);
     assert_eq!(*served.fake.level.lock().expect("nobody panicked"), "debug");
     let large = "x".repeat(65 * 1024);
     assert_eq!(post(&served, "/set", &large).status, 413);
@@ -453,23 +352,16 @@ fn addresses_in_use_are_named_with_their_flags() {
         metrics: SocketAddr::from(([127, 0, 0, 1], 0)),
         control: served.control.clone(),
     };
-    let said: Vec<_> = admin::bind(&faces)
-        .expect_err("taken")
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let said: Vec<_> =
+        admin::bind(&faces).expect_err("taken").iter().map(ToString::to_string).collect();
     assert_eq!(said.len(), 3, "{said:?}");
     for flag in ["--admin", "--probe", "--control"] {
         assert!(
-            said.iter()
-                .any(|line| line.contains(&format!("give this one its own with {flag}"))),
+            said.iter().any(|line| line.contains(&format!("give this one its own with {flag}"))),
             "{said:?}"
         );
     }
-    assert!(
-        served.control.exists(),
-        "the living gateway keeps its socket"
-    );
+    assert!(served.control.exists(), "the living gateway keeps its socket");
 }
 
 #[test]
@@ -479,24 +371,16 @@ fn a_slow_client_holds_nobody_and_is_rid_of() {
     let slow: Vec<_> = (0..100)
         .map(|_| {
             let mut stream = TcpStream::connect(served.probe).expect("accepted");
-            stream
-                .write_all(b"GET /livez HTTP/1.1\r\nHo")
-                .expect("sent");
+            stream.write_all(b"GET /livez HTTP/1.1\r\nHo").expect("sent");
             stream
         })
         .collect();
     let start = Instant::now();
     assert_eq!(get(served.probe, "/livez").status, 200);
-    assert!(
-        start.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     // The oldest were closed to make room, the others when their time was over.
     for mut stream in slow {
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .expect("set");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
         let mut rest = Vec::new();
         let ended = stream.read_to_end(&mut rest);
         let timed_out = |e: &io::Error| e.kind() == io::ErrorKind::WouldBlock;
@@ -509,10 +393,7 @@ fn a_kept_connection_is_served_again() {
     let served = serve();
     let mut stream = BufReader::new(TcpStream::connect(served.probe).expect("accepted"));
     for _ in 0..3 {
-        stream
-            .get_mut()
-            .write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-            .expect("sent");
+        stream.get_mut().write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
         let mut line = String::new();
         stream.read_line(&mut line).expect("answered");
         assert!(line.starts_with("HTTP/1.1 200"), "{line}");
@@ -528,16 +409,12 @@ fn drain_and_its_report_over_the_client() {
     let served = serve();
     served.fake.life.serving();
     let runtime = runtime();
-    let started = runtime
-        .block_on(client::drain(&served.control, false, None))
-        .expect("started");
+    let started = runtime.block_on(client::drain(&served.control, false, None)).expect("started");
     assert!(started.contains("the drain started"), "{started}");
     let again = post(&served, "/drain", "");
     assert_eq!(again.status, 202);
     assert!(again.body.contains("\"started\":false"), "{}", again.body);
-    let report = runtime
-        .block_on(client::drain(&served.control, true, None))
-        .expect("reported");
+    let report = runtime.block_on(client::drain(&served.control, true, None)).expect("reported");
     assert!(report.contains("\"cause\": \"request\""), "{report}");
 }
 
@@ -551,35 +428,17 @@ fn the_client_sets_and_shows() {
         ClientError::Refused(mistakes) => assert_eq!(mistakes.len(), 2),
         other => panic!("{other}"),
     }
-    assert!(
-        set("limit")
-            .expect_err("no value")
-            .to_string()
-            .contains("KEY=VALUE")
-    );
+    assert!(set("limit").expect_err("no value").to_string().contains("KEY=VALUE"));
 
     let nobody = Target::Admin(SocketAddr::from(([127, 0, 0, 1], 1)));
     let targets = [nobody.clone(), Target::Control(served.control.clone())];
-    let status = runtime
-        .block_on(client::status(&targets))
-        .expect("the second answers");
+    let status = runtime.block_on(client::status(&targets)).expect("the second answers");
     let shown = client::show(&status, false);
-    assert!(
-        shown.contains("tidegate 0.1.0: starting, epoll (asked for)"),
-        "{shown}"
-    );
-    assert!(
-        shown.contains("0.0.0.0:8080  <app>:3000  enforce"),
-        "{shown}"
-    );
-    let status = runtime
-        .block_on(client::status(&[Target::Admin(served.admin)]))
-        .expect("answers");
+    assert!(shown.contains("tidegate 0.1.0: starting, epoll (asked for)"), "{shown}");
+    assert!(shown.contains("0.0.0.0:8080  <app>:3000  enforce"), "{shown}");
+    let status = runtime.block_on(client::status(&[Target::Admin(served.admin)])).expect("answers");
     assert_eq!(status["ports"][0]["limit"], 8);
-    let error = runtime
-        .block_on(client::status(&[nobody]))
-        .expect_err("nobody")
-        .to_string();
+    let error = runtime.block_on(client::status(&[nobody])).expect_err("nobody").to_string();
     assert!(
         error.contains("no gateway answers at 127.0.0.1:1") && error.contains("--admin"),
         "{error}"

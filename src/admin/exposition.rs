@@ -27,11 +27,7 @@ impl Format {
     /// The format a client asks for.
     pub(super) fn negotiate(accept: &str) -> Self {
         let asked = accept.contains("application/openmetrics-text");
-        if asked {
-            Self::OpenMetrics
-        } else {
-            Self::Classic
-        }
+        if asked { Self::OpenMetrics } else { Self::Classic }
     }
 
     /// What to call it.
@@ -60,9 +56,7 @@ pub(super) struct Families<'a>(pub(super) DescriptorEncoder<'a>);
 
 impl Families<'_> {
     pub(super) fn info(&mut self, name: &str, help: &str, labels: Labels) -> fmt::Result {
-        self.0
-            .encode_descriptor(name, help, None, MetricType::Info)?
-            .encode_info(&labels)
+        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(&labels)
     }
 
     pub(super) fn gauges<V>(
@@ -74,15 +68,11 @@ impl Families<'_> {
     where
         V: EncodeGaugeValue,
     {
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Gauge)?;
-        series
-            .iter()
-            .try_for_each(|(labels, value)| match labels.is_empty() {
-                true => family.encode_gauge(value),
-                false => family.encode_family(labels)?.encode_gauge(value),
-            })
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        series.iter().try_for_each(|(labels, value)| match labels.is_empty() {
+            true => family.encode_gauge(value),
+            false => family.encode_family(labels)?.encode_gauge(value),
+        })
     }
 
     /// `name` without `_total`.
@@ -96,15 +86,11 @@ impl Families<'_> {
         V: EncodeCounterValue,
     {
         const PLAIN: Option<&Exemplar<NoLabelSet, f64>> = None;
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Counter)?;
-        series
-            .iter()
-            .try_for_each(|(labels, value)| match labels.is_empty() {
-                true => family.encode_counter(value, PLAIN),
-                false => family.encode_family(labels)?.encode_counter(value, PLAIN),
-            })
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        series.iter().try_for_each(|(labels, value)| match labels.is_empty() {
+            true => family.encode_counter(value, PLAIN),
+            false => family.encode_family(labels)?.encode_counter(value, PLAIN),
+        })
     }
 
     pub(super) fn histograms(
@@ -113,9 +99,7 @@ impl Families<'_> {
         help: &str,
         series: Vec<(Labels, Histogram)>,
     ) -> fmt::Result {
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Histogram)?;
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
         series
             .iter()
             .try_for_each(|(labels, histogram)| histogram.encode(family.encode_family(labels)?))
@@ -133,9 +117,7 @@ fn classic(page: &str) -> String {
     }
     let mut out = String::with_capacity(page.len());
     for line in page.lines() {
-        let comment = line
-            .strip_prefix("# ")
-            .and_then(|rest| rest.split_once(' '));
+        let comment = line.strip_prefix("# ").and_then(|rest| rest.split_once(' '));
         let Some((word, rest)) = comment else {
             if line != "# EOF" {
                 out.push_str(line);

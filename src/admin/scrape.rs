@@ -26,11 +26,7 @@ use super::status::{PortStatus, Status};
 /// The page. `ports` are in the order of `status.ports`.
 pub(super) fn scrape(status: Status, ports: Vec<Arc<PortMetrics>>, format: Format) -> String {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Page {
-        status,
-        ports,
-        process: Process::now(),
-    }));
+    registry.register_collector(Box::new(Page { status, ports, process: Process::now() }));
     write(&registry, format)
 }
 
@@ -54,37 +50,16 @@ impl Collector for Page {
 
 impl Page {
     fn about(&self, out: &mut Families<'_>) -> fmt::Result {
-        let Status {
-            version, engine, ..
-        } = &self.status;
-        out.info(
-            "tidegate_build",
-            "The program",
-            vec![("version", (*version).to_owned())],
-        )?;
-        let engine = vec![
-            ("engine", engine.name.to_owned()),
-            ("reason", engine.reason.clone()),
-        ];
-        out.info(
-            "tidegate_io_engine",
-            "How bytes are moved, and why so",
-            engine,
-        )
+        let Status { version, engine, .. } = &self.status;
+        out.info("tidegate_build", "The program", vec![("version", (*version).to_owned())])?;
+        let engine = vec![("engine", engine.name.to_owned()), ("reason", engine.reason.clone())];
+        out.info("tidegate_io_engine", "How bytes are moved, and why so", engine)
     }
 
     fn admission(&self, out: &mut Families<'_>) -> fmt::Result {
         let limit = |p: &PortStatus| p.limit.map_or(f64::INFINITY, f64::from);
-        out.gauges(
-            "tidegate_admission_limit",
-            "Slots at once; +Inf: no limit",
-            self.each(limit),
-        )?;
-        out.gauges(
-            "tidegate_admission_active",
-            "Slots in use",
-            self.each(|p| p.active),
-        )?;
+        out.gauges("tidegate_admission_limit", "Slots at once; +Inf: no limit", self.each(limit))?;
+        out.gauges("tidegate_admission_active", "Slots in use", self.each(|p| p.active))?;
         out.gauges(
             "tidegate_admission_peak_active",
             "The most slots ever in use at once",
@@ -111,19 +86,10 @@ impl Page {
             self.many(|p| {
                 let refused = p.counts.refused_at_the_gate();
                 let refused = refused.map(|(why, n)| {
-                    (
-                        vec![
-                            ("outcome", "refused".to_owned()),
-                            ("reason", why.label().to_owned()),
-                        ],
-                        n,
-                    )
+                    (vec![("outcome", "refused".to_owned()), ("reason", why.label().to_owned())], n)
                 });
                 let admitted = (
-                    vec![
-                        ("outcome", "admitted".to_owned()),
-                        ("reason", String::new()),
-                    ],
+                    vec![("outcome", "admitted".to_owned()), ("reason", String::new())],
                     p.counts.admitted,
                 );
                 std::iter::once(admitted).chain(refused).collect()
@@ -138,10 +104,7 @@ impl Page {
             "tidegate_shadow_refusals",
             "Connections a candidate limit would not have let in at once",
             self.many(|p| {
-                p.shadow
-                    .iter()
-                    .map(|(limit, n)| (vec![("limit", limit.to_string())], *n))
-                    .collect()
+                p.shadow.iter().map(|(limit, n)| (vec![("limit", limit.to_string())], *n)).collect()
             }),
         )
     }
@@ -183,10 +146,7 @@ impl Page {
             "Bytes read from clients (in) and from the application (out)",
             self.many(|p| {
                 let way = |way: &str| vec![("direction", way.to_owned())];
-                vec![
-                    (way("in"), p.counts.bytes_in),
-                    (way("out"), p.counts.bytes_out),
-                ]
+                vec![(way("in"), p.counts.bytes_in), (way("out"), p.counts.bytes_out)]
             }),
         )?;
         out.gauges(
@@ -208,27 +168,16 @@ impl Page {
             Phase::Closing => 2,
             Phase::Drained => 3,
         };
-        let cut = self
-            .status
-            .ports
-            .iter()
-            .filter_map(|p| p.counts.outcomes.get("cut"))
-            .sum::<u64>();
+        let cut =
+            self.status.ports.iter().filter_map(|p| p.counts.outcomes.get("cut")).sum::<u64>();
         let reload = &self.status.last_reload;
-        let since = reload
-            .last_success
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let since = reload.last_success.duration_since(UNIX_EPOCH).unwrap_or_default();
         out.gauges(
             "tidegate_drain_state",
             "0 not draining, 1 announcing, 2 closing, 3 drained",
             one(state),
         )?;
-        out.counters(
-            "tidegate_drain_cut",
-            "Connections cut at the end of a drain",
-            one(cut),
-        )?;
+        out.counters("tidegate_drain_cut", "Connections cut at the end of a drain", one(cut))?;
         out.gauges(
             "tidegate_config_last_reload_successful",
             "Whether the last change of settings was applied",
@@ -245,21 +194,9 @@ impl Page {
         let Some(process) = self.process else {
             return Ok(());
         };
-        out.counters(
-            "process_cpu_seconds",
-            "CPU time used",
-            one(process.cpu_seconds),
-        )?;
-        out.gauges(
-            "process_resident_memory_bytes",
-            "Memory in use",
-            one(process.resident_bytes),
-        )?;
-        out.gauges(
-            "process_open_fds",
-            "Open descriptors",
-            one(process.open_fds),
-        )?;
+        out.counters("process_cpu_seconds", "CPU time used", one(process.cpu_seconds))?;
+        out.gauges("process_resident_memory_bytes", "Memory in use", one(process.resident_bytes))?;
+        out.gauges("process_open_fds", "Open descriptors", one(process.open_fds))?;
         if let Some(max) = process.max_fds {
             out.gauges("process_max_fds", "Descriptors that may be open", one(max))?;
         }
@@ -290,21 +227,13 @@ impl Page {
 
     fn histograms(&self, of: impl Fn(&PortMetrics) -> &Histogram) -> Vec<(Labels, Histogram)> {
         let ports = self.status.ports.iter().zip(&self.ports);
-        ports
-            .map(|(port, m)| (vec![("port", self.label(port))], of(m).clone()))
-            .collect()
+        ports.map(|(port, m)| (vec![("port", self.label(port))], of(m).clone())).collect()
     }
 
     /// The port's number, unless two addresses share it.
     fn label(&self, port: &PortStatus) -> String {
         let number = port.listen.port();
-        match self
-            .status
-            .ports
-            .iter()
-            .filter(|p| p.listen.port() == number)
-            .count()
-        {
+        match self.status.ports.iter().filter(|p| p.listen.port() == number).count() {
             1 => number.to_string(),
             _ => port.listen.to_string(),
         }
@@ -355,10 +284,7 @@ mod tests {
         let local = SocketAddr::from(([127, 0, 0, 1], 1));
         let status = Status {
             version: "0.1.0",
-            engine: Engine {
-                name: "epoll",
-                reason: "asked \"so\"".into(),
-            },
+            engine: Engine { name: "epoll", reason: "asked \"so\"".into() },
             phase: Phase::Closing,
             workers: 1,
             ports: vec![
@@ -373,21 +299,14 @@ mod tests {
             probe: local,
             metrics: local,
             uptime_seconds: 1.0,
-            last_reload: Reload {
-                ok: true,
-                error: None,
-                last_success: SystemTime::now(),
-            },
+            last_reload: Reload { ok: true, error: None, last_success: SystemTime::now() },
             drain: None,
         };
         scrape(status, vec![metrics, Arc::default()], format)
     }
 
     fn has(page: &str, line: &str) {
-        assert!(
-            page.lines().any(|other| other == line),
-            "{line:?} is not in:\n{page}"
-        );
+        assert!(page.lines().any(|other| other == line), "{line:?} is not in:\n{page}");
     }
 
     #[test]
