@@ -247,6 +247,7 @@ fn one<V>(value: V) -> Vec<(Labels, V)> {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::sync::atomic::Ordering;
     use std::time::{Duration, SystemTime};
 
     use super::super::status::{Counts, Engine, Pools, Reload};
@@ -277,7 +278,8 @@ mod tests {
             if outcome == Outcome::Served {
                 metrics.admit();
             }
-            metrics.end(outcome, [10, 20], Duration::from_millis(1));
+            metrics.bytes[1].fetch_add(20, Ordering::Relaxed);
+            metrics.end(outcome, Duration::from_millis(1));
         }
         metrics.accept();
         metrics.wait(Duration::from_millis(3));

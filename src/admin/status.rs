@@ -171,6 +171,7 @@ impl Counts {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     use super::*;
@@ -183,7 +184,9 @@ mod tests {
             if admitted {
                 metrics.admit();
             }
-            metrics.end(outcome, [1, 2], Duration::ZERO);
+            metrics.bytes[0].fetch_add(1, Ordering::Relaxed);
+            metrics.bytes[1].fetch_add(2, Ordering::Relaxed);
+            metrics.end(outcome, Duration::ZERO);
         };
         end(Outcome::Served, true);
         end(Outcome::Abandoned, true);
