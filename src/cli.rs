@@ -140,7 +140,7 @@ impl FromArgMatches for Settings {
 fn flag(key: &'static Key) -> Arg {
     let arg = Arg::new(key.name)
         .long(key.name)
-        .help(key.help)
+        .help(format!("{} [default: {}]", key.help, key.default))
         .value_name(match key.scope {
             Scope::Port => "[PORT=]VALUE",
             Scope::Process => "VALUE",

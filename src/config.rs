@@ -8,6 +8,7 @@
 //! Always true: a [`Config`] that exists can be used; a change is applied as a whole or not at all;
 //! nothing but this module reads the environment.
 
+mod check;
 mod file;
 mod listen;
 mod mistake;
