@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! Parse, run, exit code; nothing else.
 
 use std::io::Write;
@@ -160,3 +161,6 @@ fn misconfigured(problem: &str) -> Exit {
     complain(problem);
     Exit::Config
 }
+=======
+fn main(){}
+>>>>>>> limit
