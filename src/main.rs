@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Parse, run, exit code; nothing else.
 
 use std::io::Write;
@@ -60,6 +59,7 @@ fn run(args: &cli::Run) -> Exit {
     };
     match app::run(config, layers, telemetry.level()) {
         Ok(_) => Exit::Ok,
+        Err(error @ app::StartError::Addresses(_)) => misconfigured(&error.to_string()),
         Err(error) => fail(&format!("{error:#}")),
     }
 }
@@ -161,6 +161,3 @@ fn misconfigured(problem: &str) -> Exit {
     complain(problem);
     Exit::Config
 }
-=======
-fn main(){}
->>>>>>> limit

@@ -86,10 +86,7 @@ impl BuildHasher for Key {
     type Hasher = Fold;
 
     fn build_hasher(&self) -> Fold {
-        Fold {
-            key: *self,
-            hash: 0,
-        }
+        Fold { key: *self, hash: 0 }
     }
 }
 
