@@ -69,6 +69,9 @@ struct Settings {
     reload: admin::Reload,
 }
 
+/// How long a process that was drained on request goes on answering, unless a signal ends it.
+const LINGER: Duration = Duration::from_secs(2);
+
 /// How often the main thread looks whether a worker has died.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -102,6 +105,7 @@ async fn start(
         control: config.control.clone(),
     };
     let (bound, sockets) = open(&faces, &config.ports)?;
+    let layers = layers.bound(sockets.iter().filter_map(|s| s.local_addr().ok()?.as_socket()));
     let addresses = [bound.admin(), bound.probe(), bound.metrics()];
     let [admin, probe, metrics] = addresses.map(|addr| addr.context("the address just bound"));
     let faces = [admin?, probe?, metrics?];
@@ -171,6 +175,10 @@ async fn serve(
         seconds = report.seconds,
         "drained"
     );
+    if report.cause == Cause::Request {
+        // Others may ask for the report too: every container's hook, a person.
+        tokio::select! { () = tokio::time::sleep(LINGER) => {} () = life.hurried() => {} }
+    }
     stop.cancel();
     if let Ok(Err(error)) = admin.await {
         tracing::warn!(%error, "the admin faces ended with an error");
@@ -196,8 +204,11 @@ fn signals(running: Arc<Running>) -> io::Result<impl Future<Output = ()>> {
         loop {
             tokio::select! {
                 () = next(&mut terminate, &mut interrupt) => {
-                    if draining {
+                    let drained = running.life.report().is_some();
+                    if draining && !drained {
                         tracing::warn!("second signal: cutting what is left");
+                    }
+                    if draining || drained {
                         running.life.hurry();
                     }
                     draining = true;

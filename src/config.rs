@@ -133,6 +133,15 @@ impl Layers {
         Err(mistakes)
     }
 
+    /// The addresses the kernel gave, in the order of the listeners: who listens on port 0 gets
+    /// settings of single ports by the port it really has.
+    pub fn bound(mut self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        for (listener, address) in self.listeners.iter_mut().zip(addresses) {
+            listener.listen = address;
+        }
+        self
+    }
+
     /// What holds now.
     pub fn resolve(&self) -> Result<Config, Mistakes> {
         let mut mistakes = Mistakes::default();

@@ -113,7 +113,7 @@ where
         Route::Status => json(StatusCode::OK, &gateway.status()),
         Route::Settings => json(StatusCode::OK, &gateway.settings()),
         Route::Connections => json(StatusCode::OK, &gateway.connections()),
-        Route::DrainWait => json(StatusCode::OK, &gateway.lifecycle().drained().await),
+        Route::DrainWait => json(StatusCode::OK, &gateway.lifecycle().drained_if_begun().await),
         Route::Drain => drain(&*gateway),
         Route::Set => set(&*gateway, request).await,
         Route::LogLevel => log_level(&*gateway, request).await,

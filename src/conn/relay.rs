@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::registry::Stage;
 use super::{Conn, Port};
 use crate::io::flow::{Overdue, Patience};
-use crate::io::{Engine, Flow, Side};
+use crate::io::{Engine, Flow, Side, sock};
 use crate::outcome::Outcome;
 
 /// Why the relay did not go on to its own end.
@@ -67,7 +67,10 @@ async fn idle<E: Engine>(engine: &E, port: &Port, conn: &Conn<E>, flow: &Flow) -
     let deadline = Instant::now() + conn.config.abandon_timeout;
     tokio::select! {
         () = engine.discard(app) => Outcome::IdleTimeout,
-        () = engine.sleep_until(deadline) => Outcome::Abandoned,
+        () = engine.sleep_until(deadline) => {
+            sock::reset(engine.socket(app));
+            Outcome::IdleTimeout
+        }
         () = port.shared.cut.cancelled() => Outcome::Cut,
     }
 }
