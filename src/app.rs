@@ -265,9 +265,10 @@ impl DataPlane {
         let gauges = Arc::<Gauges>::default();
         let workers = (0..config.workers.get())
             .map(|number| {
-                let clones = sockets.iter().map(Socket::try_clone);
-                let sockets = clones.collect::<io::Result<Vec<_>>>()?;
-                let listening = ports.iter().cloned().zip(sockets).collect();
+                let mut listening = worker::Listening::new();
+                for (port, socket) in ports.iter().zip(&sockets) {
+                    listening.push((port.clone(), socket.try_clone()?, shared.accepting.token()));
+                }
                 worker::start(number, engine, listening, gauges.clone())
             })
             .collect::<io::Result<Vec<_>>>()
@@ -300,7 +301,10 @@ impl DataPlane {
 
 impl Load for DataPlane {
     fn tally(&self) -> Tally {
-        let mut tally = Tally { open: self.shared.registry.open(), ..Tally::default() };
+        // The accept loops first: what one of them accepted before it ended is listed by then.
+        let accepting = self.shared.accepting.len() as u64;
+        let open = self.shared.registry.open();
+        let mut tally = Tally { accepting, open, ..Tally::default() };
         for port in &self.ports {
             let gate = port.gate.snapshot();
             tally.active += u64::from(gate.active);

@@ -66,6 +66,9 @@ pub struct Tally {
     pub queued: u64,
     /// Connections that are open now, in whatever stage.
     pub open: u64,
+    /// Listeners that may still hand out connections now: the last of a backlog is accepted after
+    /// the listeners have been told to close.
+    pub accepting: u64,
     /// Connections accepted so far.
     pub accepted: u64,
     /// Connections carried to the application that ended without being cut, so far.
@@ -74,6 +77,13 @@ pub struct Tally {
     pub cut: u64,
     /// Connections refused so far.
     pub refused: u64,
+}
+
+impl Tally {
+    /// Whether nothing is left, and nothing can come.
+    fn is_empty(&self) -> bool {
+        self.open == 0 && self.accepting == 0
+    }
 }
 
 /// The data plane, as the drain sees it.
@@ -282,14 +292,12 @@ impl Lifecycle {
     }
 
     async fn wait_until_empty(&self, deadline: Instant, load: &dyn Load, hurried: bool) {
-        // Twice in a row: a connection between accept and its entry in the tally is seen the
-        // second time.
-        let mut empty = 0;
-        while empty < 2 && Instant::now() < deadline {
+        // An accept loop that has ended has listed what it accepted: with none left, an empty list
+        // stays empty.
+        while !load.tally().is_empty() && Instant::now() < deadline {
             if hurried && self.inner.hurry.is_cancelled() {
                 return;
             }
-            empty = if load.tally().open == 0 { empty + 1 } else { 0 };
             tokio::time::sleep(LOOK).await;
         }
     }

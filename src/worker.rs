@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use socket2::Socket;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::conn::{self, Port};
 use crate::io::epoll::Epoll;
@@ -14,8 +15,9 @@ use crate::io::probe::Selected;
 use crate::io::uring::Uring;
 use crate::io::{Engine, Gauges};
 
-/// What a worker serves: a port, and a descriptor of its listening socket.
-pub type Listening = Vec<(Arc<Port>, Socket)>;
+/// What a worker serves: a port, a descriptor of its listening socket, and a token to be dropped
+/// when nothing more will be accepted from it.
+pub type Listening = Vec<(Arc<Port>, Socket, TaskTrackerToken)>;
 
 /// Start worker `number`. The thread ends when its listeners have closed and its connections have
 /// ended, or with the error that kept it from starting.
@@ -35,11 +37,14 @@ pub fn start(
 async fn work<E: Engine>(engine: E, listening: Listening) {
     let connections = TaskTracker::new();
     let accepting = TaskTracker::new();
-    for (port, socket) in listening {
+    for (port, socket, token) in listening {
         match engine.listen(socket) {
             Ok(listener) => {
                 let accept = conn::accept(engine.clone(), port, listener, connections.clone());
-                engine.spawn(accepting.track_future(accept));
+                engine.spawn(accepting.track_future(async move {
+                    accept.await;
+                    drop(token);
+                }));
             }
             Err(error) => tracing::error!(port = %port.listen, %error, "cannot watch the listener"),
         }

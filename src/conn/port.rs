@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::Config;
 use super::registry::Registry;
@@ -33,6 +34,8 @@ pub struct Port {
 pub struct Shared {
     /// Every open connection.
     pub registry: Registry,
+    /// The accept loops that have not ended; each holds a token from before its thread starts.
+    pub accepting: TaskTracker,
     /// Cancelled when the listeners have to close.
     pub closing: CancellationToken,
     /// Cancelled when what is still open has to be cut.
@@ -77,6 +80,7 @@ impl Shared {
     ) -> Self {
         Self {
             registry: Registry::default(),
+            accepting: TaskTracker::new(),
             closing,
             cut,
             max_connections: AtomicU32::new(max_connections),
