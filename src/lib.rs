@@ -1,2 +1,2 @@
-pub mod outcome;
 pub mod limit;
+pub mod outcome;
