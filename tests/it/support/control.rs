@@ -1,7 +1,6 @@
 //! A client for the control socket: HTTP/1.1 over a unix socket, one exchange per connection.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -23,13 +22,6 @@ pub(crate) fn call(
     let stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(patience))?;
     exchange(stream, method, path, body)
-}
-
-/// One exchange with the admin, probe or metrics address.
-pub(crate) fn call_tcp(address: SocketAddr, method: &str, path: &str) -> io::Result<Reply> {
-    let stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(super::SOON))?;
-    exchange(stream, method, path, "")
 }
 
 fn exchange(

@@ -10,13 +10,12 @@ use rustix::process::Signal;
 use serde::Deserialize;
 
 use super::control::{self, Reply};
-use super::{Engine, SOON, process, slack, until};
+use super::{Engine, SOON, process, slack};
 
 /// What is set before the start.
 pub(crate) struct Setup {
     engine: &'static str,
     flags: Vec<String>,
-    ports: usize,
     launcher: Vec<String>,
     denied: Option<i32>,
 }
@@ -43,19 +42,22 @@ struct Footprint {
 impl Setup {
     /// In front of `app` (`host:port` or `unix:/path`), without a drain delay.
     pub(crate) fn new(engine: Engine, app: impl ToString) -> Self {
+        Self::without_port(engine).port(app)
+    }
+
+    /// For what chooses its own `--listen`.
+    pub(crate) fn without_port(engine: Engine) -> Self {
         let setup = Self {
             engine: engine.name(),
             flags: Vec::new(),
-            ports: 0,
             launcher: Vec::new(),
             denied: None,
         };
-        setup.port(app).set("drain-delay", "0s")
+        setup.set("drain-delay", "0s")
     }
 
     /// One more port, in front of `app`.
-    pub(crate) fn port(mut self, app: impl ToString) -> Self {
-        self.ports += 1;
+    pub(crate) fn port(self, app: impl ToString) -> Self {
         let pair = format!("127.0.0.1:0={}", app.to_string());
         self.flag("listen", pair)
     }
@@ -95,20 +97,38 @@ impl Setup {
     /// Starts it and waits until it serves.
     #[track_caller]
     pub(crate) fn start(self) -> Gateway {
+        match self.try_start() {
+            Ok(gateway) => gateway,
+            Err((status, log)) => panic!("the gateway ended at start with {status}:\n{log}"),
+        }
+    }
+
+    /// Starts it and expects it to give up by itself; answers its exit status and its log.
+    #[track_caller]
+    pub(crate) fn start_in_vain(self) -> (ExitStatus, String) {
+        match self.try_start() {
+            Ok(gateway) => panic!("it serves: {:?}", gateway.status()),
+            Err(gave_up) => gave_up,
+        }
+    }
+
+    /// Starts it and waits until it serves or gives up.
+    #[track_caller]
+    pub(crate) fn try_start(self) -> Result<Gateway, (ExitStatus, String)> {
         let engine = self.engine;
         let mut gateway = self.launch();
-        let ready = until("the gateway serves", SOON, || {
-            if let Ok(Some(status)) = gateway.child.try_wait() {
-                panic!(
-                    "the gateway ended at start with {status}:\n{}",
-                    gateway.log()
-                );
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = gateway.child.try_wait().expect("it is our child") {
+                return Err((status, gateway.log()));
             }
-            gateway
-                .try_status()
-                .is_some_and(|status| status.phase == "serving")
-        });
-        let status = gateway.status();
+            match gateway.try_status() {
+                Some(status) if status.phase == "serving" => break status,
+                _ => std::thread::sleep(Duration::from_millis(1)), // between two looks
+            }
+            let bound = slack(Duration::from_secs(2));
+            assert!(start.elapsed() < bound, "it does not serve after {bound:?}");
+        };
         if engine != "auto" {
             assert_eq!(
                 status.engine.name, engine,
@@ -116,10 +136,6 @@ impl Setup {
                 status.engine.reason
             );
         }
-        assert!(
-            ready < slack(Duration::from_secs(2)),
-            "start took {ready:?}"
-        );
         let listens = status.ports.iter().map(|port| {
             let listen = port.listen.parse::<SocketAddr>();
             listen.expect("the status names the real address")
@@ -127,15 +143,7 @@ impl Setup {
         gateway.listens = listens.collect();
         gateway.address = gateway.listens[0];
         gateway.baseline = gateway.settled_footprint();
-        gateway
-    }
-
-    /// Starts it and expects it to give up by itself; answers its exit status and its log.
-    #[track_caller]
-    pub(crate) fn start_in_vain(self) -> (ExitStatus, String) {
-        let mut gateway = self.launch();
-        let status = gateway.wait_exit(SOON);
-        (status, gateway.log())
+        Ok(gateway)
     }
 
     fn launch(self) -> Gateway {

@@ -36,12 +36,6 @@ pub(crate) fn cpu_ticks(pid: u32) -> u64 {
         .sum()
 }
 
-/// The letter of the process state: `D` would be stuck in the kernel, `T` stopped, `Z` not yet reaped.
-pub(crate) fn state(pid: u32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.chars().next()
-}
-
 /// Whether a program is installed.
 pub(crate) fn installed(program: &str) -> bool {
     if program.contains('/') {
