@@ -15,7 +15,7 @@ mod limits; // descriptors and connections run out
 mod observe; // P13: watching without refusing
 mod refuse; // P4: quickly, politely, by reason
 mod servers; // nginx, PostgreSQL, Redis, with their own benchmarks
-mod settings;
+mod settings; // bad input is refused with a clear message
 mod strict; // P1: never more than the limit, whatever happens
 mod transparent; // P5, P9: every byte and every way to end
-mod upstream; // applications that fail, loops, a gateway that is killed // bad input is refused with a clear message
+mod upstream; // applications that fail, loops, a gateway that is killed
