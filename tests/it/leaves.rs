@@ -132,7 +132,7 @@ fn an_application_that_never_ends_is_abandoned(engine: Engine) {
         let port = gateway.port();
         port.outcome("abandoned") + port.refused("abandoned") == 3
     });
-    assert_eq!(oracle.peak_alive(), 1);
+    assert!(oracle.peak_alive() <= 1, "{} at once", oracle.peak_alive());
     assert!(watch.peak() <= 1);
     gateway.assert_clean();
 }
@@ -256,6 +256,6 @@ fn a_hundred_thousand_cancelled(engine: Engine) {
         }
         End::Left
     });
-    assert_eq!(oracle.peak_alive(), 1);
+    assert!(oracle.peak_alive() <= 1);
     gateway.assert_clean();
 }

@@ -123,15 +123,15 @@ fn hold_lets_the_kernel_wait(engine: Engine) {
         .map(|_| Client::asking(gateway.address, Duration::ZERO))
         .collect();
     until("2 are in", SOON, || oracle.ids().len() == 2);
-    for served in 1..=30 {
-        oracle.release(1);
-        until("the next is in", SOON, || {
-            oracle.arrived() == 30.min(served + 2)
-        });
-    }
-    for client in &mut clients {
-        assert_eq!(client.end(), End::Answered);
-    }
+    let ledger = ledger::end_all_while(&mut clients, || {
+        for served in 1..=30 {
+            oracle.release(1);
+            until("the next is in", SOON, || {
+                oracle.arrived() == 30.min(served + 2)
+            });
+        }
+    });
+    assert_eq!(ledger.of(End::Answered), 30, "{ledger:?}");
     assert!(oracle.peak() <= 2);
     assert_eq!(gateway.port().refused.values().sum::<u64>(), 0);
     gateway.assert_clean();

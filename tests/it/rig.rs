@@ -142,6 +142,7 @@ fn the_pattern_shows_damage() {
 fn the_oracle_resets() {
     let oracle = Oracle::start(Script::ResetAfter(1000));
     let mut client = Client::connect(oracle.address).expect("connects");
+    client.stream.write_all(b"?").expect("writes");
     until("it has ended", SOON, || {
         oracle
             .arrivals()

@@ -139,31 +139,31 @@ fn lowering_the_limit_kills_nobody_and_admits_nobody(engine: Engine) {
         .set("queue-timeout", "60s")
         .start();
     let ask = || Client::asking(gateway.address, Duration::ZERO);
-    let mut first: Vec<_> = (0..20).map(|_| ask()).collect();
+    let mut clients: Vec<_> = (0..20).map(|_| ask()).collect();
     until("20 are in flight", SOON, || oracle.ids().len() == 20);
     gateway.set("limit", 5);
-    let mut waiting: Vec<_> = (0..10).map(|_| ask()).collect();
+    clients.extend((0..10).map(|_| ask()));
     until("10 wait", SOON, || gateway.port().queued == 10);
     assert_eq!(oracle.count(), 20, "nobody was cut");
 
-    for left in (5..20).rev() {
+    let ledger = ledger::end_all_while(&mut clients, || {
+        for left in (5..20).rev() {
+            oracle.release(1);
+            until("one was answered", SOON, || gateway.port().active == left);
+            assert_eq!(
+                oracle.arrived(),
+                20,
+                "nobody is admitted with {left} in flight, limit 5"
+            );
+        }
         oracle.release(1);
-        until("one was answered", SOON, || gateway.port().active == left);
-        assert_eq!(
-            oracle.arrived(),
-            20,
-            "nobody is admitted at {left} in flight and limit 5"
-        );
-    }
-    oracle.release(1);
-    until("the first waiter is let in", SOON, || {
-        oracle.arrived() == 21
+        until("the first waiter is let in", SOON, || {
+            oracle.arrived() == 21
+        });
+        assert_eq!(gateway.port().active, 5);
+        oracle.release(14);
     });
-    assert_eq!(gateway.port().active, 5);
-    oracle.release(14);
-    for client in first.iter_mut().chain(&mut waiting) {
-        assert_eq!(client.end(), End::Answered);
-    }
+    assert_eq!(ledger.of(End::Answered), 30, "{ledger:?}");
     gateway.assert_clean();
 }
 

@@ -183,6 +183,7 @@ fn a_reset_in_a_response_arrives_as_a_reset(engine: Engine) {
         let oracle = Oracle::start(Script::ResetAfter(length));
         let gateway = Setup::new(engine, oracle.address).set("limit", 4).start();
         let mut stream = open(&gateway);
+        stream.write_all(b"?").expect("writes");
         let mut bytes = Vec::new();
         let error = stream
             .read_to_end(&mut bytes)

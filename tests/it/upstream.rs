@@ -11,7 +11,7 @@ use crate::support::app_process::AppProcess;
 use crate::support::gateway::Setup;
 use crate::support::ledger::{self, Client, End, Ledger};
 use crate::support::oracle::{Oracle, Script};
-use crate::support::{Engine, SOON, engines, process, scale, skip, slack, until};
+use crate::support::{Engine, SOON, engines, scale, slack, until};
 
 engines!(
     a_killed_application,
@@ -20,7 +20,6 @@ engines!(
     a_stopped_application,
     nobody_listens,
     a_killed_gateway_leaves_nothing,
-    it_never_dials_itself,
     its_own_address_is_no_application,
     a_loop_through_another_name,
 );
@@ -212,54 +211,6 @@ fn a_killed_gateway_leaves_nothing(engine: Engine) {
     client.stream.read_exact(&mut [0]).expect("an echo");
     drop(client);
     again.assert_clean();
-}
-
-/// T37: dialling a closed port out of the range the kernel takes source ports from can connect a socket
-/// to itself. In a namespace of its own the range is four ports, so it happens all the time.
-fn it_never_dials_itself(engine: Engine) {
-    const PORT: u16 = 44_601;
-    if !rustix::process::geteuid().is_root() || !process::installed("unshare") {
-        return skip("a network namespace needs root and unshare");
-    }
-    let script = "ip link set lo up && echo 44600 44603 >/proc/sys/net/ipv4/ip_local_port_range && exec \"$@\"";
-    let gateway = Setup::without_port(engine)
-        .set("listen", format!("127.0.0.1:9000=127.0.0.1:{PORT}"))
-        .through(&["unshare", "--net", "sh", "-c", script, "sh"])
-        .start();
-    let space =
-        std::fs::File::open(format!("/proc/{}/ns/net", gateway.pid)).expect("its namespace");
-    let count = scale(200, 5_000);
-    let dials = move || {
-        use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-        use std::os::fd::AsFd;
-        move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network))
-            .expect("setns as root");
-        let one = |number: usize| {
-            // A source address of its own, so that the four ports do not run out.
-            let source = [127, 1, (number / 250) as u8, (number % 250 + 1) as u8];
-            let connected = Client::connect_from(source.into(), ([127, 0, 0, 1], 9000).into());
-            let Ok(mut client) = connected else {
-                return End::NotConnected;
-            };
-            client.ask(Duration::ZERO);
-            client.end()
-        };
-        (0..count).map(one).collect::<Ledger>()
-    };
-    let ledger = std::thread::spawn(dials).join().expect("no panic"); // the thread's namespace dies with it
-    assert_eq!(ledger.of(End::NotConnected), 0, "{ledger:?}");
-    assert_eq!(
-        ledger.of(End::Refused) + ledger.of(End::Reset),
-        ledger.total(),
-        "no echo of oneself: {ledger:?}"
-    );
-    let port = gateway.port();
-    assert_eq!(
-        port.refused("upstream_refused") + port.refused("loop"),
-        count as u64,
-        "{port:?}"
-    );
-    gateway.assert_clean();
 }
 
 /// T36: a gateway told to forward to its own address says so at the start, or refuses each as a loop.

@@ -115,10 +115,12 @@ impl Client {
         self
     }
 
-    /// Reads to the end and says how it went.
+    /// Reads to the end, ends its own side as clients do, and says how it went.
     pub(crate) fn end(&mut self) -> End {
         let mut answer = Vec::new();
-        match self.stream.read_to_end(&mut answer) {
+        let read = self.stream.read_to_end(&mut answer);
+        let _ = self.stream.shutdown(Shutdown::Both); // it may be reset already
+        match read {
             Ok(0) => End::Refused,
             Ok(_) if answer == self.id.to_le_bytes() => End::Answered,
             Ok(_) => End::Lost,
@@ -186,5 +188,18 @@ pub(crate) fn closed_loop(
         joined
             .map(|ledger| ledger.expect("a client panicked"))
             .sum()
+    })
+}
+
+/// Reads every client to its end, all at once, while `meanwhile` goes on.
+pub(crate) fn end_all_while(clients: &mut [Client], meanwhile: impl FnOnce()) -> Ledger {
+    std::thread::scope(|scope| {
+        let ends: Vec<_> = clients
+            .iter_mut()
+            .map(|client| scope.spawn(|| client.end()))
+            .collect();
+        meanwhile();
+        let ends = ends.into_iter().map(|end| end.join().expect("no panic"));
+        ends.collect()
     })
 }

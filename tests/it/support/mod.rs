@@ -9,6 +9,7 @@ pub(crate) mod app_process;
 pub(crate) mod control;
 pub(crate) mod gateway;
 pub(crate) mod ledger;
+pub(crate) mod namespace;
 pub(crate) mod oracle;
 pub(crate) mod pattern;
 pub(crate) mod process;

@@ -38,7 +38,7 @@ pub(crate) enum Script {
     Stall,
     /// Sends a banner at once, then echoes.
     SpeakFirst(&'static [u8]),
-    /// Sends so many bytes of the pattern, then RST.
+    /// Reads a byte, sends so many bytes of the pattern, then RST.
     ResetAfter(u64),
     /// Reads the pattern up to FIN, then sends so many bytes of it, then closes.
     AnswerAfterEnd(u64),
@@ -281,6 +281,7 @@ impl Conversation {
                 self.echo().await
             }
             Script::ResetAfter(length) => {
+                self.read(&mut [0]).await?;
                 self.send_pattern(length).await?;
                 SockRef::from(&*self.stream).set_linger(Some(Duration::ZERO))
             }
