@@ -1,1 +1,171 @@
-fn main() {}
+//! Parse, run, exit code; nothing else.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tidegate::cli::{self, Cli, Command};
+use tidegate::client::{self, Target};
+use tidegate::config::{self, Layers};
+use tidegate::settings::{self, Value};
+use tidegate::telemetry;
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+enum Exit {
+    /// It did what it was asked for; for `run`: a drain that ended.
+    Ok = 0,
+    /// It could not.
+    Failure = 1,
+    /// What it was asked for makes no sense (EX_CONFIG of sysexits.h).
+    Config = 78,
+}
+
+fn main() -> ExitCode {
+    let exit = match Cli::try_parse() {
+        Ok(cli) => dispatch(cli.command),
+        Err(error) => {
+            // With stdout or stderr closed there is nobody to tell.
+            let _ = error.print();
+            if error.use_stderr() {
+                Exit::Config
+            } else {
+                Exit::Ok
+            }
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+fn dispatch(command: Command) -> Exit {
+    match command {
+        Command::Run(args) => run(&args),
+        Command::Drain(args) => drain(&args),
+        Command::Set(args) => set(&args),
+        Command::Status(args) => status(&args),
+        Command::Doctor(_) | Command::Demo(_) => fail("the data plane is not wired yet"),
+    }
+}
+
+fn run(args: &cli::Run) -> Exit {
+    let resolved = Layers::from_cli(args, config::environment())
+        .and_then(|layers| layers.resolve().map(|config| (layers, config)));
+    let (_layers, config) = match resolved {
+        Ok(resolved) => resolved,
+        Err(mistakes) => return misconfigured(&mistakes.to_string()),
+    };
+    let _telemetry = match telemetry::start(&config.log) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return fail(&error.to_string()),
+    };
+    fail("the data plane is not wired yet")
+}
+
+/// Always 0: a hook that fails would only be reported, and the pod would end without a drain.
+fn drain(args: &cli::Drain) -> Exit {
+    let limit = args.timeout.as_deref().and_then(|text| {
+        match settings::find("drain-timeout").map(|key| key.kind.parse(text)) {
+            Some(Ok(Value::Duration(limit))) => limit,
+            _ => {
+                complain(&format!(
+                    "--timeout {text:?} is no duration such as 30s, and is ignored"
+                ));
+                None
+            }
+        }
+    });
+    let control = config::control_path(args.control.as_deref(), config::environment());
+    match block_on(client::drain(&control, args.wait, limit)) {
+        Ok(Ok(report)) => print(&format!("{report}\n")),
+        Ok(Err(error)) => complain(&error.to_string()),
+        Err(error) => complain(&error.to_string()),
+    }
+    Exit::Ok
+}
+
+fn set(args: &cli::Set) -> Exit {
+    let control = config::control_path(args.control.as_deref(), config::environment());
+    match block_on(client::set(&control, &args.changes)) {
+        Ok(Ok(applied)) => {
+            applied.iter().for_each(|line| print(&format!("{line}\n")));
+            Exit::Ok
+        }
+        Ok(Err(error @ client::ClientError::Refused(_))) => misconfigured(&error.to_string()),
+        Ok(Err(error)) => fail(&error.to_string()),
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+fn status(args: &cli::Status) -> Exit {
+    let targets = match targets(args) {
+        Ok(targets) => targets,
+        Err(problem) => return misconfigured(&problem),
+    };
+    let shown = block_on(async {
+        if args.watch {
+            client::watch(&targets, args.json, &mut std::io::stdout())
+                .await
+                .map_err(|e| e.to_string())
+        } else {
+            let status = client::status(&targets).await.map_err(|e| e.to_string())?;
+            print(&client::show(&status, args.json));
+            Ok(())
+        }
+    });
+    match shown {
+        Ok(Ok(())) => Exit::Ok,
+        Ok(Err(problem)) => fail(&problem),
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+/// Whom to ask: what is named, else the usual admin address and then the control socket.
+fn targets(args: &cli::Status) -> Result<Vec<Target>, String> {
+    let control = || {
+        Target::Control(config::control_path(
+            args.control.as_deref(),
+            config::environment(),
+        ))
+    };
+    match (&args.admin, &args.control) {
+        (None, Some(_)) => Ok(vec![control()]),
+        (Some(text), _) => match text.parse() {
+            Ok(address) => Ok(vec![Target::Admin(address)]),
+            Err(_) => Err(format!(
+                "--admin {text:?} must be an IP address and a port such as 127.0.0.1:15820"
+            )),
+        },
+        (None, None) => Ok(vec![
+            Target::Admin(config::admin_address(config::environment())),
+            control(),
+        ]),
+    }
+}
+
+/// The commands are clients; one thread is enough.
+fn block_on<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work))
+}
+
+fn print(text: &str) {
+    // A reader that has left, such as `head`, is no failure.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn complain(problem: &str) {
+    let _ = writeln!(std::io::stderr(), "tidegate: {problem}");
+}
+
+fn fail(problem: &str) -> Exit {
+    complain(problem);
+    Exit::Failure
+}
+
+fn misconfigured(problem: &str) -> Exit {
+    complain(problem);
+    Exit::Config
+}

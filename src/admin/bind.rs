@@ -1,0 +1,118 @@
+//! Opening the four faces before anything starts, so that what is in use is known at once.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+
+use super::control::{self, Control};
+
+/// Where the faces are to be.
+#[derive(Clone, Debug)]
+pub struct Faces {
+    /// `--admin`
+    pub admin: SocketAddr,
+    /// `--probe`
+    pub probe: SocketAddr,
+    /// `--metrics`
+    pub metrics: SocketAddr,
+    /// `--control`
+    pub control: PathBuf,
+}
+
+/// The faces, listening but not yet served.
+#[derive(Debug)]
+pub struct Bound {
+    pub(super) admin: TcpListener,
+    pub(super) probe: TcpListener,
+    pub(super) metrics: TcpListener,
+    pub(super) control: Control,
+}
+
+/// One face that cannot be opened, and the flag that moves it elsewhere.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {place} (--{flag}): {source}{}", Advice(.flag, .source))]
+pub struct BindError {
+    flag: &'static str,
+    place: String,
+    source: io::Error,
+}
+
+struct Advice<'a>(&'a str, &'a io::Error);
+
+/// Open all four, or say of each that failed why.
+pub fn bind(faces: &Faces) -> Result<Bound, Vec<BindError>> {
+    let mut errors = Vec::new();
+    let mut tcp = |flag, address: SocketAddr| {
+        let bound = TcpListener::bind(address).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        bound
+            .map_err(|source| {
+                errors.push(BindError {
+                    flag,
+                    place: address.to_string(),
+                    source,
+                })
+            })
+            .ok()
+    };
+    let listeners = [
+        tcp("admin", faces.admin),
+        tcp("probe", faces.probe),
+        tcp("metrics", faces.metrics),
+    ];
+    let control = control::bind(&faces.control).map_err(|source| {
+        let place = faces.control.display().to_string();
+        errors.push(BindError {
+            flag: "control",
+            place,
+            source,
+        });
+    });
+    match (listeners, control) {
+        ([Some(admin), Some(probe), Some(metrics)], Ok(control)) => Ok(Bound {
+            admin,
+            probe,
+            metrics,
+            control,
+        }),
+        _ => Err(errors),
+    }
+}
+
+impl Bound {
+    /// The address of `--admin` that was really bound.
+    pub fn admin(&self) -> io::Result<SocketAddr> {
+        self.admin.local_addr()
+    }
+
+    /// The address of `--probe` that was really bound.
+    pub fn probe(&self) -> io::Result<SocketAddr> {
+        self.probe.local_addr()
+    }
+
+    /// The address of `--metrics` that was really bound.
+    pub fn metrics(&self) -> io::Result<SocketAddr> {
+        self.metrics.local_addr()
+    }
+}
+
+impl fmt::Display for Advice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1.kind() {
+            io::ErrorKind::AddrInUse => {
+                write!(
+                    f,
+                    "; if another gateway runs here, give this one its own with --{}",
+                    self.0
+                )
+            }
+            io::ErrorKind::PermissionDenied => {
+                write!(f, "; name a place this user may use with --{}", self.0)
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! What each face answers: a table of routes, and one function per answer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Bytes};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::lifecycle::{Cause, Phase};
+
+use super::gateway::Gateway;
+use super::{page, scrape};
+
+/// One of the four addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Face {
+    /// For the kubelet: the probes.
+    Probe,
+    /// For the scraper.
+    Metrics,
+    /// For people and scripts on this machine: reading.
+    Admin,
+    /// For the gateway's owner: everything.
+    Control,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Livez,
+    Readyz,
+    Startupz,
+    Metrics,
+    Page,
+    Status,
+    Settings,
+    Connections,
+    DrainWait,
+    Drain,
+    Set,
+    LogLevel,
+}
+
+/// A request's body comes from this machine and is small; a client slower than this is stuck.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Route {
+    fn find(path: &str) -> Option<Self> {
+        Some(match path {
+            "/livez" => Self::Livez,
+            "/readyz" => Self::Readyz,
+            "/startupz" => Self::Startupz,
+            "/metrics" => Self::Metrics,
+            "/" => Self::Page,
+            "/status.json" => Self::Status,
+            "/settings.json" => Self::Settings,
+            "/connections.json" => Self::Connections,
+            "/drain/wait" => Self::DrainWait,
+            "/drain" => Self::Drain,
+            "/set" => Self::Set,
+            "/log-level" => Self::LogLevel,
+            _ => return None,
+        })
+    }
+
+    fn changes_something(self) -> bool {
+        matches!(self, Self::Drain | Self::Set | Self::LogLevel)
+    }
+
+    fn is_on(self, face: Face) -> bool {
+        match face {
+            Face::Probe => matches!(self, Self::Livez | Self::Readyz | Self::Startupz),
+            Face::Metrics => self == Self::Metrics,
+            Face::Admin => !self.changes_something() && self != Self::DrainWait,
+            Face::Control => true,
+        }
+    }
+}
+
+/// Answer one request.
+pub(super) async fn answer<B>(
+    face: Face,
+    gateway: Arc<dyn Gateway>,
+    request: Request<B>,
+) -> Response<Full<Bytes>>
+where
+    B: Body,
+    B::Error: std::fmt::Display,
+{
+    let Some(route) = Route::find(request.uri().path()).filter(|route| route.is_on(face)) else {
+        return text(StatusCode::NOT_FOUND, "there is nothing here");
+    };
+    let (allowed, allow) = match route.changes_something() {
+        true => (request.method() == Method::POST, "POST"),
+        false => (
+            matches!(*request.method(), Method::GET | Method::HEAD),
+            "GET, HEAD",
+        ),
+    };
+    if !allowed {
+        let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "not by this method");
+        refusal
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static(allow));
+        return refusal;
+    }
+    match route {
+        Route::Livez => text(StatusCode::OK, "alive"),
+        Route::Readyz => phase(&*gateway, |phase| phase == Phase::Serving),
+        Route::Startupz => phase(&*gateway, |phase| phase >= Phase::Serving),
+        Route::Metrics => metrics(&*gateway, request.headers().get(ACCEPT)),
+        Route::Page => html(&gateway.status()),
+        Route::Status => json(StatusCode::OK, &gateway.status()),
+        Route::Settings => json(StatusCode::OK, &gateway.settings()),
+        Route::Connections => json(StatusCode::OK, &gateway.connections()),
+        Route::DrainWait => json(StatusCode::OK, &gateway.lifecycle().drained().await),
+        Route::Drain => drain(&*gateway),
+        Route::Set => set(&*gateway, request).await,
+        Route::LogLevel => log_level(&*gateway, request).await,
+    }
+}
+
+fn phase(gateway: &dyn Gateway, good: impl Fn(Phase) -> bool) -> Response<Full<Bytes>> {
+    let phase = gateway.lifecycle().phase();
+    let status = if good(phase) {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    text(status, word(phase))
+}
+
+fn word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Starting => "starting",
+        Phase::Serving => "serving",
+        Phase::Announcing => "announcing",
+        Phase::Closing => "closing",
+        Phase::Drained => "drained",
+    }
+}
+
+fn metrics(gateway: &dyn Gateway, accept: Option<&HeaderValue>) -> Response<Full<Bytes>> {
+    let accept = accept
+        .and_then(|accept| accept.to_str().ok())
+        .unwrap_or_default();
+    let format = scrape::Format::negotiate(accept);
+    let body = scrape::scrape(gateway.status(), gateway.ports(), format);
+    respond(StatusCode::OK, format.content_type(), body)
+}
+
+fn html(status: &impl Serialize) -> Response<Full<Bytes>> {
+    let status = serde_json::to_value(status).unwrap_or_default();
+    let mut response = respond(
+        StatusCode::OK,
+        "text/html; charset=utf-8",
+        page::html(&status),
+    );
+    let policy = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+    response
+        .headers_mut()
+        .insert(CONTENT_SECURITY_POLICY, policy);
+    response
+}
+
+fn drain(gateway: &dyn Gateway) -> Response<Full<Bytes>> {
+    let started = gateway.lifecycle().drain(Cause::Request);
+    let phase = gateway.lifecycle().phase();
+    json(
+        StatusCode::ACCEPTED,
+        &json!({ "phase": phase, "started": started }),
+    )
+}
+
+async fn set<B>(gateway: &dyn Gateway, request: Request<B>) -> Response<Full<Bytes>>
+where
+    B: Body,
+    B::Error: std::fmt::Display,
+{
+    let applied = match strings(request).await {
+        Ok(changes) if changes.is_empty() => Err(vec!["no setting is named".to_owned()]),
+        Ok(changes) => gateway.set(changes),
+        Err(problem) => Err(vec![problem]),
+    };
+    match applied {
+        Ok(applied) => json(StatusCode::OK, &json!({ "applied": applied })),
+        Err(mistakes) => json(StatusCode::BAD_REQUEST, &json!({ "mistakes": mistakes })),
+    }
+}
+
+async fn log_level<B>(gateway: &dyn Gateway, request: Request<B>) -> Response<Full<Bytes>>
+where
+    B: Body,
+    B::Error: std::fmt::Display,
+{
+    let applied = match strings(request).await {
+        Ok(changes) => match changes.get("level") {
+            Some(level) => gateway.set_log_level(level).map(|()| level.clone()),
+            None => Err("`level` is missing".to_owned()),
+        },
+        Err(problem) => Err(problem),
+    };
+    match applied {
+        Ok(level) => json(
+            StatusCode::OK,
+            &json!({ "applied": [format!("log-level={level}")] }),
+        ),
+        Err(mistake) => json(StatusCode::BAD_REQUEST, &json!({ "mistakes": [mistake] })),
+    }
+}
+
+/// The body, which is a JSON object of strings.
+async fn strings<B>(request: Request<B>) -> Result<BTreeMap<String, String>, String>
+where
+    B: Body,
+    B::Error: std::fmt::Display,
+{
+    let body = tokio::time::timeout(BODY_TIMEOUT, request.into_body().collect())
+        .await
+        .map_err(|_| "the request's body did not arrive in time".to_owned())?
+        .map_err(|error| format!("the request's body cannot be read: {error}"))?;
+    serde_json::from_slice(&body.to_bytes())
+        .map_err(|error| format!("the request's body must be a JSON object of strings: {error}"))
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_vec(value) {
+        Ok(body) => respond(status, "application/json", body),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+/// A line of text.
+pub(super) fn text(status: StatusCode, line: &str) -> Response<Full<Bytes>> {
+    respond(status, "text/plain; charset=utf-8", format!("{line}\n"))
+}
+
+fn respond(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

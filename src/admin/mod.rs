@@ -1,0 +1,28 @@
+//! The admin faces: what people, kubelets and scrapers see of the gateway, and what its owner may
+//! change.
+//!
+//! ```text
+//! probe    0.0.0.0:15821     /livez /readyz /startupz
+//! metrics  0.0.0.0:15822     /metrics
+//! admin    127.0.0.1:15820   read-only: page, status, settings, connections, probes, metrics
+//! control  Unix socket 0600  all of it, and everything that changes something
+//! ```
+//!
+//! Always true: nothing here runs on a data-plane thread; no client, however slow or many, keeps
+//! others from being answered; what changes something is reachable by the socket's owner only.
+
+mod bind;
+mod control;
+mod faces;
+mod gateway;
+mod guard;
+mod process;
+mod scrape;
+mod serve;
+mod status;
+
+pub mod page;
+
+pub use bind::{BindError, Bound, Faces, bind};
+pub use gateway::{Connection, Gateway, Setting};
+pub use status::{Counts, Engine, Pools, PortStatus, Reload, Status};

@@ -1,0 +1,148 @@
+//! The status for people: an aligned table, in the terminal and on the admin address. It is made
+//! from the JSON, so that a program of one version can show a gateway of another.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+const COLUMNS: [&str; 10] = [
+    "LISTEN", "APP", "MODE", "LIMIT", "ACTIVE", "PEAK", "QUEUED", "ACCEPTED", "ADMITTED", "REFUSED",
+];
+
+/// The status as lines of text.
+pub fn plain(status: &Value) -> String {
+    let mut out = String::new();
+    let engine = &status["engine"];
+    let _ = writeln!(
+        out,
+        "tidegate {}: {}, {} ({}), {} connections of {}, up {}",
+        word(&status["version"]),
+        word(&status["phase"]),
+        word(&engine["name"]),
+        word(&engine["reason"]),
+        word(&status["connections"]),
+        word(&status["max_connections"]),
+        uptime(&status["uptime_seconds"]),
+    );
+    if let Some(error) = status["last_reload"]["error"].as_str() {
+        let _ = writeln!(out, "the last change of settings was not applied: {error}");
+    }
+    if status["drain"].is_object() {
+        let _ = writeln!(out, "drained: {}", status["drain"]);
+    }
+    out.push('\n');
+    let ports = status["ports"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let mut rows = vec![COLUMNS.map(str::to_owned)];
+    rows.extend(ports.iter().map(row));
+    align(&rows, &mut out);
+    for port in ports {
+        details(port, &mut out);
+    }
+    out
+}
+
+/// The same as a page that refreshes itself.
+pub fn html(status: &Value) -> String {
+    let text = plain(status)
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;");
+    format!(
+        "<!doctype html><meta charset=utf-8><meta http-equiv=refresh content=1>\
+         <title>tidegate</title><pre>{text}</pre>\n"
+    )
+}
+
+fn row(port: &Value) -> [String; 10] {
+    let limit = if port["limit"].is_null() {
+        "none".to_owned()
+    } else {
+        word(&port["limit"])
+    };
+    let refused: u64 = counts(&port["refused"]).map(|(_, n)| n).sum();
+    [
+        word(&port["listen"]),
+        word(&port["app"]),
+        word(&port["mode"]),
+        limit,
+        word(&port["active"]),
+        word(&port["peak_active"]),
+        format!("{}/{}", word(&port["queued"]), word(&port["queue_length"])),
+        word(&port["accepted"]),
+        word(&port["admitted"]),
+        refused.to_string(),
+    ]
+}
+
+/// What does not fit a column: why it refused, how the rest ended, what other limits would do.
+fn details(port: &Value, out: &mut String) {
+    let mut line = |what: &str, list: String| {
+        if !list.is_empty() {
+            let _ = writeln!(out, "{}: {what} {list}", word(&port["listen"]));
+        }
+    };
+    line("refused for", some(&port["refused"]));
+    line("ended as", some(&port["outcomes"]));
+    match port["would_refuse"].as_u64() {
+        Some(n) if n > 0 => line("would have refused", n.to_string()),
+        _ => {}
+    }
+    let mut shadow: Vec<(u64, u64)> = counts(&port["shadow"])
+        .filter_map(|(limit, n)| Some((limit.parse().ok()?, n)))
+        .collect();
+    shadow.sort_unstable();
+    let shadow: Vec<_> = shadow
+        .iter()
+        .map(|(limit, n)| format!("{limit}: {n}"))
+        .collect();
+    line("not let in at once by a limit of", shadow.join(", "));
+}
+
+fn counts(object: &Value) -> impl Iterator<Item = (&str, u64)> {
+    object
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(k, n)| Some((k.as_str(), n.as_u64()?)))
+}
+
+fn some(object: &Value) -> String {
+    let list: Vec<_> = counts(object)
+        .filter(|(_, n)| *n > 0)
+        .map(|(why, n)| format!("{why} {n}"))
+        .collect();
+    list.join(", ")
+}
+
+fn word(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.chars().filter(|c| !c.is_control()).collect(),
+        Value::Null => "-".into(),
+        other => other.to_string(),
+    }
+}
+
+fn uptime(seconds: &Value) -> String {
+    let whole = std::time::Duration::from_secs(seconds.as_f64().unwrap_or(0.0) as u64);
+    humantime::format_duration(whole).to_string()
+}
+
+fn align(rows: &[[String; 10]], out: &mut String) {
+    let width = |at: usize| {
+        rows.iter()
+            .map(|row| row[at].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: [usize; 10] = std::array::from_fn(width);
+    for row in rows {
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
+        let _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}

@@ -1,0 +1,178 @@
+//! Serving the faces: bounded connections, and nobody who is slow keeps others waiting.
+//!
+//! Each face keeps at most [`MAX_CONNECTIONS`]; one more closes the oldest, so that a probe is
+//! answered even while somebody holds connections open and says nothing.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tower::{ServiceBuilder, service_fn};
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::set_header::SetResponseHeaderLayer;
+
+use super::bind::Bound;
+use super::control::Control;
+use super::faces::{Face, answer};
+use super::gateway::Gateway;
+use super::guard;
+
+/// A kubelet, a few scrapers and a few people; each holds one or two.
+const MAX_CONNECTIONS: usize = 64;
+
+/// A head is one packet. It also bounds how long a kept connection may be idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A scraper that keeps its connection opens a new one now and then; one who reads an answer byte
+/// by byte is rid of.
+const LIFETIME: Duration = Duration::from_secs(60);
+
+/// What an answer that is being written may still take when the gateway leaves.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// The largest head, and the largest body: some settings.
+const MAX_HEAD: usize = 16 * 1024;
+const MAX_BODY: usize = 64 * 1024;
+
+impl Bound {
+    /// Serve all faces until `stop` is cancelled, then let answers that are being given end.
+    /// To be called on the control plane's runtime.
+    pub async fn serve(self, gateway: Arc<dyn Gateway>, stop: CancellationToken) -> io::Result<()> {
+        let Self {
+            admin,
+            probe,
+            metrics,
+            control,
+        } = self;
+        let Control {
+            listener: control,
+            file,
+        } = control;
+        let bound = admin.local_addr()?.ip();
+        let admin = TcpListener::from_std(admin)?;
+        let probe = TcpListener::from_std(probe)?;
+        let metrics = TcpListener::from_std(metrics)?;
+        let control = UnixListener::from_std(control)?;
+        let host = Host {
+            gateway,
+            bound,
+            stop,
+        };
+        tokio::join!(
+            host.face(Face::Admin, async || Ok(admin.accept().await?.0)),
+            host.face(Face::Probe, async || Ok(probe.accept().await?.0)),
+            host.face(Face::Metrics, async || Ok(metrics.accept().await?.0)),
+            host.face(Face::Control, async || Ok(control.accept().await?.0)),
+        );
+        drop(file);
+        Ok(())
+    }
+}
+
+struct Host {
+    gateway: Arc<dyn Gateway>,
+    /// Where the admin face listens.
+    bound: IpAddr,
+    stop: CancellationToken,
+}
+
+impl Host {
+    async fn face<S>(&self, face: Face, accept: impl AsyncFn() -> io::Result<S>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut tasks = JoinSet::new();
+        let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = accept() => accepted,
+                Some(_) = tasks.join_next() => continue,
+                () = self.stop.cancelled() => break,
+            };
+            let Ok(socket) = accepted else {
+                // Out of descriptors, most likely: others need them more.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            oldest_first.retain(|task| !task.is_finished());
+            if oldest_first.len() >= MAX_CONNECTIONS {
+                if let Some(oldest) = oldest_first.pop_front() {
+                    oldest.abort();
+                }
+            }
+            oldest_first.push_back(tasks.spawn(self.connection(face, socket)));
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+
+    fn connection<S>(&self, face: Face, socket: S) -> impl Future<Output = ()> + Send + 'static
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (gateway, bound, stop) = (self.gateway.clone(), self.bound, self.stop.clone());
+        let service = ServiceBuilder::new()
+            // What is shown is of this moment.
+            .layer(SetResponseHeaderLayer::overriding(
+                CACHE_CONTROL,
+                HeaderValue::from_static("no-store"),
+            ))
+            // A browser must not take text for a script.
+            .layer(SetResponseHeaderLayer::overriding(
+                X_CONTENT_TYPE_OPTIONS,
+                HeaderValue::from_static("nosniff"),
+            ))
+            // Settings fit; nobody may fill our memory.
+            .layer(RequestBodyLimitLayer::new(MAX_BODY))
+            .service(service_fn(move |request: Request<_>| {
+                let gateway = gateway.clone();
+                async move {
+                    let refusal = match face {
+                        Face::Admin => guard::check(&request, bound),
+                        Face::Probe | Face::Metrics | Face::Control => None,
+                    };
+                    Ok::<_, Infallible>(match refusal {
+                        Some(refusal) => refusal,
+                        None => {
+                            answer::<tower_http::body::Limited<Incoming>>(face, gateway, request)
+                                .await
+                        }
+                    })
+                }
+            }));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(socket), TowerToHyperService::new(service));
+        async move {
+            let mut connection = std::pin::pin!(connection);
+            let expired = async {
+                match face {
+                    // Its clients are trusted, and one may wait for a drain.
+                    Face::Control => std::future::pending().await,
+                    _ => tokio::time::sleep(LIFETIME).await,
+                }
+            };
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = stop.cancelled() => {}
+                () = expired => {}
+            }
+            connection.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(PARTING, connection).await;
+        }
+    }
+}

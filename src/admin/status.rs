@@ -1,0 +1,216 @@
+//! The status: one JSON document for people, scripts and `tidegate status`. The metrics are made
+//! from it as well, so that both always tell the same story.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::lifecycle::{Phase, Report};
+use crate::metrics::PortMetrics;
+use crate::outcome::{Outcome, Reason};
+
+/// What the gateway is doing.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Of the program.
+    pub version: &'static str,
+    /// How bytes are moved.
+    pub engine: Engine,
+    /// Where the process is in its life.
+    pub phase: Phase,
+    /// Data-plane threads.
+    pub workers: usize,
+    /// The ports, in the order they were given.
+    pub ports: Vec<PortStatus>,
+    /// Open connections, in whatever stage.
+    pub connections: u64,
+    /// How many there may be.
+    pub max_connections: u32,
+    /// The buffer pools.
+    pub pools: Pools,
+    /// Operations the kernel has not completed (io_uring).
+    pub ring_ops: u64,
+    /// The address that was really bound.
+    pub admin: SocketAddr,
+    /// The address that was really bound.
+    pub probe: SocketAddr,
+    /// The address that was really bound.
+    pub metrics: SocketAddr,
+    /// Since the start of the process.
+    pub uptime_seconds: f64,
+    /// The last change of settings, or the start.
+    pub last_reload: Reload,
+    /// What the drain did, once it is over.
+    pub drain: Option<Report>,
+}
+
+/// How bytes are moved.
+#[derive(Clone, Debug, Serialize)]
+pub struct Engine {
+    /// `uring` or `epoll`.
+    pub name: &'static str,
+    /// Why this one.
+    pub reason: String,
+}
+
+/// The buffer pools.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Pools {
+    /// Buffers that hold bytes.
+    pub in_use: u64,
+}
+
+/// How the last change of settings went.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reload {
+    /// Whether it was applied.
+    pub ok: bool,
+    /// What was wrong with it.
+    pub error: Option<String>,
+    /// When settings were last applied; for the metrics.
+    #[serde(skip)]
+    pub last_success: SystemTime,
+}
+
+/// One port.
+#[derive(Clone, Debug, Serialize)]
+pub struct PortStatus {
+    /// The address that was really bound.
+    pub listen: SocketAddr,
+    /// The application as the user wrote it.
+    pub app: String,
+    /// `tcp`.
+    pub protocol: &'static str,
+    /// `enforce`, `observe` or `off`.
+    pub mode: &'static str,
+    /// Slots at once; `None`: as many as come.
+    pub limit: Option<u32>,
+    /// Slots in use.
+    pub active: u64,
+    /// Connections that wait.
+    pub queued: u64,
+    /// Places to wait in.
+    pub queue_length: u32,
+    /// The most slots that were ever in use at once.
+    pub peak_active: u64,
+    /// Counters, taken at one moment.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// While observing: connections that enforcing would have refused.
+    pub would_refuse: u64,
+    /// By candidate limit: connections it would not have let in at once.
+    pub shadow: BTreeMap<u32, u64>,
+}
+
+/// What happened on a port so far, read in an order that keeps the sums true while traffic flows:
+/// what ended first, what was admitted next, what was accepted last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections that got a slot.
+    pub admitted: u64,
+    /// How connections ended that were not refused at the gate.
+    pub outcomes: BTreeMap<&'static str, u64>,
+    /// Every reason there is.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Bytes read from clients.
+    pub bytes_in: u64,
+    /// Bytes read from the application.
+    pub bytes_out: u64,
+}
+
+/// Reasons that are found out only after a slot was given: such a connection was admitted, and is
+/// no decision of the gate.
+const AFTER_ADMISSION: [Reason; 3] = [
+    Reason::Abandoned,
+    Reason::UpstreamRefused,
+    Reason::UpstreamTimeout,
+];
+
+impl Counts {
+    /// The counters now.
+    pub fn read(metrics: &PortMetrics) -> Self {
+        let outcomes: BTreeMap<_, _> = metrics
+            .carried()
+            .map(|(outcome, n)| (outcome.label(), n))
+            .collect();
+        let refused: BTreeMap<_, _> = metrics.refused().map(|(why, n)| (why.label(), n)).collect();
+        let [bytes_in, bytes_out] = metrics.bytes();
+        let admitted = metrics.admitted();
+        Self {
+            accepted: metrics.accepted(),
+            admitted,
+            outcomes,
+            refused,
+            bytes_in,
+            bytes_out,
+        }
+    }
+
+    /// What the gate refused, by reason. With `admitted` and what still waits it sums up to
+    /// `accepted`.
+    pub fn refused_at_the_gate(&self) -> impl Iterator<Item = (Reason, u64)> {
+        Reason::ALL
+            .into_iter()
+            .filter(|reason| !AFTER_ADMISSION.contains(reason))
+            .map(|reason| (reason, self.refused_for(reason)))
+    }
+
+    /// How connections ended: each under one label, the gate's refusals as `refused`. With what is
+    /// open it sums up to `accepted`.
+    pub fn ended(&self) -> BTreeMap<&'static str, u64> {
+        let mut ended = self.outcomes.clone();
+        for reason in AFTER_ADMISSION {
+            *ended.entry(reason.label()).or_default() += self.refused_for(reason);
+        }
+        let refused = Outcome::Refused(Reason::QueueFull).label();
+        ended.insert(refused, self.refused_at_the_gate().map(|(_, n)| n).sum());
+        ended
+    }
+
+    /// Connections accepted that have not ended.
+    pub fn open(&self) -> u64 {
+        self.accepted.saturating_sub(self.ended().values().sum())
+    }
+
+    fn refused_for(&self, reason: Reason) -> u64 {
+        self.refused.get(reason.label()).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn every_accepted_connection_is_in_each_sum_once() {
+        let metrics = PortMetrics::default();
+        let mut end = |outcome, admitted| {
+            metrics.accept();
+            if admitted {
+                metrics.admit();
+            }
+            metrics.end(outcome, [1, 2], Duration::ZERO);
+        };
+        end(Outcome::Served, true);
+        end(Outcome::Abandoned, true);
+        end(Outcome::Refused(Reason::UpstreamRefused), true);
+        end(Outcome::Refused(Reason::QueueFull), false);
+        end(Outcome::Refused(Reason::ClientGone), false);
+        metrics.accept();
+
+        let counts = Counts::read(&metrics);
+        let refused: u64 = counts.refused_at_the_gate().map(|(_, n)| n).sum();
+        assert_eq!((counts.accepted, counts.admitted, refused), (6, 3, 2));
+        assert_eq!(counts.ended().values().sum::<u64>(), 5);
+        assert_eq!(counts.ended()["refused"], 2);
+        assert_eq!(counts.open(), 1);
+        assert_eq!(counts.refused.len(), Reason::ALL.len());
+        assert_eq!((counts.bytes_in, counts.bytes_out), (5, 10));
+    }
+}

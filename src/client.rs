@@ -1,0 +1,272 @@
+//! The commands that talk to a gateway: `drain`, `set`, `status`. HTTP/1 over the control socket,
+//! or over the admin address for reading.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::handshake;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use crate::admin::page;
+
+/// Where a gateway is asked.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Its control socket.
+    Control(PathBuf),
+    /// Its admin address.
+    Admin(SocketAddr),
+}
+
+/// Why there is no answer, for the person who asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there, or nobody may.
+    #[error("no gateway answers at {0}: {1}. Is it running? Name its place with {flag}", flag = .0.flag())]
+    Unreachable(Target, io::Error),
+    /// It listens, but does not answer.
+    #[error("the gateway at {0} did not answer within {1:?}")]
+    Timeout(Target, Duration),
+    /// It went away in the middle.
+    #[error("the gateway at {0} broke off: {1}")]
+    Broken(Target, hyper::Error),
+    /// Something else lives there.
+    #[error("what answers at {0} is not a gateway: {1}")]
+    Foreign(Target, String),
+    /// It said no.
+    #[error("{}", .0.join("\n"))]
+    Refused(Vec<String>),
+}
+
+/// A gateway answers from memory; one that takes longer is stuck.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The largest answer: a connection list of a hundred thousand.
+const MAX_ANSWER: usize = 32 << 20;
+
+impl Target {
+    const fn flag(&self) -> &'static str {
+        match self {
+            Self::Control(_) => "--control",
+            Self::Admin(_) => "--admin",
+        }
+    }
+
+    /// Ask, and read the JSON answer; an answer that says no is an error.
+    pub async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: &Value,
+        patience: Option<Duration>,
+    ) -> Result<Value, ClientError> {
+        let answer = async {
+            match self {
+                Self::Control(socket) => match UnixStream::connect(socket).await {
+                    Ok(stream) => self.exchange(stream, method, path, body).await,
+                    Err(error) => Err(ClientError::Unreachable(self.clone(), error)),
+                },
+                Self::Admin(address) => match TcpStream::connect(address).await {
+                    Ok(stream) => self.exchange(stream, method, path, body).await,
+                    Err(error) => Err(ClientError::Unreachable(self.clone(), error)),
+                },
+            }
+        };
+        match patience {
+            None => answer.await,
+            Some(limit) => timeout(limit, answer)
+                .await
+                .unwrap_or_else(|_| Err(ClientError::Timeout(self.clone(), limit))),
+        }
+    }
+
+    async fn exchange<S>(
+        &self,
+        stream: S,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> Result<Value, ClientError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let broken = |error| ClientError::Broken(self.clone(), error);
+        let foreign = |what: String| ClientError::Foreign(self.clone(), what);
+        let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        tokio::spawn(connection);
+        let host = match self {
+            Self::Control(_) => "localhost".to_owned(),
+            Self::Admin(address) => address.to_string(),
+        };
+        let payload = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, host)
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(payload)))
+            .map_err(|error| foreign(error.to_string()))?;
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let status = response.status();
+        let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER);
+        let body = body
+            .collect()
+            .await
+            .map_err(|error| foreign(error.to_string()))?
+            .to_bytes();
+        let value: Option<Value> = serde_json::from_slice(&body).ok();
+        match (status.is_success(), value) {
+            (true, Some(value)) => Ok(value),
+            (false, Some(value)) if value["mistakes"].is_array() => {
+                Err(ClientError::Refused(strings(&value["mistakes"])))
+            }
+            (false, _) if status != StatusCode::NOT_FOUND => {
+                let said = String::from_utf8_lossy(&body[..body.len().min(200)]);
+                Err(foreign(format!("it said {status}: {}", said.trim())))
+            }
+            _ => Err(foreign(format!("it said {status}"))),
+        }
+    }
+}
+
+/// `tidegate drain`: the report's text if it was waited for.
+pub async fn drain(
+    control: &Path,
+    wait: bool,
+    limit: Option<Duration>,
+) -> Result<String, ClientError> {
+    let target = Target::Control(control.to_owned());
+    let work = async {
+        let answer = target
+            .ask(Method::POST, "/drain", &Value::Null, Some(PATIENCE))
+            .await?;
+        if !wait {
+            let phase = answer["phase"].as_str().unwrap_or_default();
+            let news = if answer["started"] == true {
+                "started"
+            } else {
+                "was already wanted"
+            };
+            return Ok(format!("the drain {news}; the gateway is {phase}"));
+        }
+        let report = target
+            .ask(Method::GET, "/drain/wait", &Value::Null, None)
+            .await?;
+        Ok(serde_json::to_string_pretty(&report).unwrap_or_default())
+    };
+    match limit {
+        None => work.await,
+        Some(limit) => timeout(limit, work)
+            .await
+            .unwrap_or_else(|_| Err(ClientError::Timeout(target.clone(), limit))),
+    }
+}
+
+/// `tidegate set`: what was applied.
+pub async fn set(control: &Path, changes: &[String]) -> Result<Vec<String>, ClientError> {
+    let mut map = BTreeMap::new();
+    let mut mistakes = Vec::new();
+    for change in changes {
+        match change.split_once('=') {
+            Some((key, value)) if !key.is_empty() => {
+                if map.insert(key, value).is_some() {
+                    mistakes.push(format!("{key} is given twice"));
+                }
+            }
+            _ => mistakes.push(format!("{change:?} must be KEY=VALUE such as limit=8")),
+        }
+    }
+    if !mistakes.is_empty() {
+        return Err(ClientError::Refused(mistakes));
+    }
+    let target = Target::Control(control.to_owned());
+    let answer = target
+        .ask(Method::POST, "/set", &json!(map), Some(PATIENCE))
+        .await?;
+    Ok(strings(&answer["applied"]))
+}
+
+/// The status from the first target that answers; the error is the first one's.
+pub async fn status(targets: &[Target]) -> Result<Value, ClientError> {
+    let mut first = None;
+    for target in targets {
+        match target
+            .ask(Method::GET, "/status.json", &Value::Null, Some(PATIENCE))
+            .await
+        {
+            Ok(status) if status["ports"].is_array() => return Ok(status),
+            Ok(_) => {
+                let what = "its status has no ports".to_owned();
+                first.get_or_insert(ClientError::Foreign(target.clone(), what));
+            }
+            Err(error) => drop(first.get_or_insert(error)),
+        }
+    }
+    Err(first.unwrap_or_else(|| ClientError::Refused(vec!["nobody to ask".into()])))
+}
+
+/// `tidegate status --watch`: the table again every second, until Ctrl-C or until nobody reads it.
+pub async fn watch(targets: &[Target], json: bool, out: &mut impl Write) -> io::Result<()> {
+    let tty = io::stdout().is_terminal();
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            _ = every.tick() => {}
+            ended = tokio::signal::ctrl_c() => return ended,
+        }
+        let shown = match status(targets).await {
+            Ok(status) => show(&status, json),
+            Err(error) => format!("{error}\n"),
+        };
+        if tty && !json {
+            // Home, and clear what is below: less flicker than clearing the screen first.
+            write!(out, "\x1b[H\x1b[J")?;
+        }
+        write!(out, "{shown}")?;
+        out.flush()?;
+    }
+}
+
+/// The status as it is printed.
+pub fn show(status: &Value, json: bool) -> String {
+    if json {
+        format!("{status}\n")
+    } else {
+        page::plain(status)
+    }
+}
+
+fn strings(list: &Value) -> Vec<String> {
+    let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    list.iter()
+        .map(|item| {
+            item.as_str()
+                .map_or_else(|| item.to_string(), str::to_owned)
+        })
+        .collect()
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Control(path) => write!(f, "{}", path.display()),
+            Self::Admin(address) => write!(f, "{address}"),
+        }
+    }
+}

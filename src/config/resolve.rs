@@ -1,0 +1,380 @@
+//! The layers laid over each other: who wins, whether it fits together, and the result.
+
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::admin::Setting;
+use crate::conn::{self, QueuedHalfClose, TcpRefuse};
+use crate::io::{App, EngineChoice};
+use crate::limit::{self, Mode};
+use crate::settings::{self, Default, KEYS, Key, Scope, Value};
+use crate::{lifecycle, telemetry};
+
+use super::listen::{Listener, collide, dials_itself};
+use super::words::{Word, full_name};
+use super::{Config, Layers, Mistakes, PortConfig};
+
+/// Tried out while a port only observes and nobody names others.
+const SHADOW_LIMITS: [u32; 5] = [25, 50, 100, 200, 400];
+
+/// A queue shorter than this sheds bursts that any application would have carried.
+const LEAST_DEFAULT_QUEUE: u32 = 16;
+
+/// Descriptors for everything that is not a connection: listeners, rings, timers, admin, logs.
+const RESERVED_FDS: u64 = 64;
+
+impl Layers {
+    /// The word that holds: the strongest layer that says anything about this port; within a layer
+    /// what names the port beats what does not, and the last beats the first.
+    fn word(&self, key: &Key, port: Option<u16>) -> Option<&Word> {
+        [&self.live, &self.flags, &self.environment, &self.file]
+            .into_iter()
+            .find_map(|layer| {
+                let about = |wanted: Option<u16>| {
+                    layer
+                        .iter()
+                        .rev()
+                        .find(|word| word.key == key && word.port == wanted)
+                };
+                port.and_then(|port| about(Some(port)))
+                    .or_else(|| about(None))
+            })
+    }
+
+    /// The value that holds, unless it follows from a rule.
+    fn value(&self, name: &str, port: Option<u16>) -> Option<Value> {
+        let key = settings::find(name).expect("only keys of the table are asked for");
+        match (self.word(key, port), key.default) {
+            (Some(word), _) => Some(word.value.clone()),
+            (None, Default::Text(text)) => {
+                Some(key.kind.parse(text).expect("a test parses every default"))
+            }
+            (None, Default::Rule(_)) => None,
+        }
+    }
+
+    fn choice(&self, name: &str, port: Option<u16>) -> Option<&'static str> {
+        match self.value(name, port) {
+            Some(Value::Word(word)) => Some(word),
+            _ => None,
+        }
+    }
+
+    fn count(&self, name: &str, port: Option<u16>) -> Option<u32> {
+        match self.value(name, port) {
+            Some(Value::Count(count)) => count,
+            _ => None,
+        }
+    }
+
+    fn duration(&self, name: &str, port: Option<u16>) -> Option<Duration> {
+        match self.value(name, port) {
+            Some(Value::Duration(duration)) => duration,
+            _ => None,
+        }
+    }
+
+    /// A duration that has a default and no word for "none".
+    fn timeout(&self, name: &str, port: Option<u16>) -> Duration {
+        self.duration(name, port)
+            .expect("the table gives it a default, and no word for none")
+    }
+
+    fn switch(&self, name: &str, port: Option<u16>) -> bool {
+        self.value(name, port) == Some(Value::Switch(true))
+    }
+
+    fn address(&self, name: &str) -> SocketAddr {
+        match self.value(name, None) {
+            Some(Value::Address(address)) => address,
+            _ => unreachable!("the table gives every address a default"),
+        }
+    }
+
+    /// Every word about a port must be about one we listen on.
+    pub(super) fn check_ports(&self, mistakes: &mut Mistakes) {
+        let ours: Vec<u16> = self.listeners.iter().map(|l| l.listen.port()).collect();
+        for word in [&self.live, &self.flags, &self.environment, &self.file]
+            .into_iter()
+            .flatten()
+        {
+            if let Some(port) = word.port.filter(|port| !ours.contains(port)) {
+                let list: Vec<_> = ours.iter().map(u16::to_string).collect();
+                let problem = format!("is about port {port}, but we listen on {}", list.join(", "));
+                mistakes.add(word.name(), Some(&word.text), &word.origin, problem);
+            }
+        }
+    }
+
+    /// No two listeners on one address, and no application that is ourselves.
+    pub(super) fn check_addresses(&self, mistakes: &mut Mistakes) {
+        let mut ours: Vec<(&str, SocketAddr)> = self
+            .listeners
+            .iter()
+            .map(|l| ("listen", l.listen))
+            .collect();
+        ours.extend(["admin", "probe", "metrics"].map(|name| (name, self.address(name))));
+        for (at, (name, address)) in ours.iter().enumerate() {
+            if let Some((other, taken)) = ours[..at].iter().find(|o| collide(o.1, *address)) {
+                let problem =
+                    format!("collides with --{other} {taken}: each needs its own address");
+                mistakes.add(*name, Some(&address.to_string()), "", problem);
+            }
+        }
+        for listener in &self.listeners {
+            let Listener {
+                app_text,
+                apps,
+                origin,
+                ..
+            } = listener;
+            let itself = |app: &App| match app {
+                App::Tcp(app) => ours.iter().any(|(_, address)| dials_itself(*address, *app)),
+                App::Unix(path) => *path == self.control(),
+            };
+            if apps.iter().any(itself) {
+                mistakes.add(
+                    "listen",
+                    Some(app_text),
+                    origin,
+                    "is an address of this gateway: it would forward to itself",
+                );
+            }
+        }
+    }
+
+    /// Enforcing needs something to enforce.
+    pub(super) fn check_modes(&self, mistakes: &mut Mistakes) {
+        for listener in &self.listeners {
+            let port = Some(listener.listen.port());
+            let limited = ["limit", "per-client-limit"]
+                .iter()
+                .any(|k| self.count(k, port).is_some());
+            if self.choice("mode", port) == Some("enforce") && !limited {
+                let key = settings::find("mode").expect("in the table");
+                let origin = self.word(key, port).map(|word| word.origin.to_string());
+                mistakes.add(
+                    full_name(key, port),
+                    Some("enforce"),
+                    origin.unwrap_or_default(),
+                    "needs a `limit` or a `per-client-limit` to enforce",
+                );
+            }
+        }
+    }
+
+    /// Settings that cannot change while the gateway runs, and would.
+    pub(super) fn refuse_restarts(&self, changed: &Self, mistakes: &mut Mistakes) {
+        for key in KEYS.iter().filter(|key| !key.live) {
+            for port in self.ports_of(key) {
+                if self.value(key.name, port) != changed.value(key.name, port) {
+                    let word = changed.word(key, port);
+                    let origin = word.map(|word| word.origin.to_string()).unwrap_or_default();
+                    let text = word.map(|word| word.text.as_str());
+                    mistakes.add(
+                        full_name(key, port),
+                        text,
+                        origin,
+                        "has changed, and needs a restart",
+                    );
+                }
+            }
+        }
+    }
+
+    fn ports_of(&self, key: &Key) -> Vec<Option<u16>> {
+        match key.scope {
+            Scope::Process => vec![None],
+            Scope::Port => self
+                .listeners
+                .iter()
+                .map(|l| Some(l.listen.port()))
+                .collect(),
+        }
+    }
+
+    fn control(&self) -> std::path::PathBuf {
+        match self.value("control", None) {
+            Some(Value::Path(path)) => path,
+            _ => self.default_control.clone(),
+        }
+    }
+
+    /// The result. Only called when nothing is wrong.
+    pub(super) fn build(&self) -> Config {
+        Config {
+            ports: self
+                .listeners
+                .iter()
+                .map(|listener| self.port(listener))
+                .collect(),
+            engine: match self.choice("engine", None) {
+                Some("uring") => EngineChoice::Uring,
+                Some("epoll") => EngineChoice::Epoll,
+                _ => EngineChoice::Auto,
+            },
+            uring_sqpoll: self.switch("uring-sqpoll", None),
+            workers: workers(self.count("workers", None)),
+            max_connections: self
+                .count("max-connections", None)
+                .unwrap_or_else(max_connections),
+            drain: lifecycle::Config {
+                drain_delay: self.timeout("drain-delay", None),
+                drain_timeout: self.duration("drain-timeout", None),
+                grace: self.timeout("grace", None),
+            },
+            admin: self.address("admin"),
+            control: self.control(),
+            probe: self.address("probe"),
+            metrics: self.address("metrics"),
+            log: telemetry::Config {
+                json: self.choice("log-format", None) == Some("json"),
+                level: match self.value("log-level", None) {
+                    Some(Value::Text(level)) => level,
+                    _ => unreachable!("the table gives the level a default"),
+                },
+            },
+        }
+    }
+
+    fn port(&self, listener: &Listener) -> PortConfig {
+        let port = Some(listener.listen.port());
+        PortConfig {
+            listen: listener.listen,
+            app_text: listener.app_text.clone(),
+            apps: listener.apps.clone(),
+            gate: self.gate(port),
+            conn: conn::Config {
+                connect_timeout: self.timeout("connect-timeout", port),
+                idle_timeout: self.duration("idle-timeout", port),
+                write_stall_timeout: self.timeout("write-stall-timeout", port),
+                abandon_timeout: self.timeout("abandon-timeout", port),
+                tcp_refuse: match self.choice("tcp-refuse", port) {
+                    Some("reset") => TcpRefuse::Reset,
+                    Some("hold") => TcpRefuse::Hold,
+                    _ => TcpRefuse::Close,
+                },
+                queued_half_close: match self.choice("queued-half-close", port) {
+                    Some("keep") => QueuedHalfClose::Keep,
+                    _ => QueuedHalfClose::Gone,
+                },
+                send_proxy_protocol: self.switch("send-proxy-protocol", port),
+            },
+        }
+    }
+
+    fn gate(&self, port: Option<u16>) -> limit::Settings {
+        let limit = self.count("limit", port).and_then(NonZeroU32::new);
+        let mode = match (self.choice("mode", port), limit) {
+            (Some("enforce"), _) | (None, Some(_)) => Mode::Enforce,
+            (Some("off"), _) => Mode::Off,
+            _ => Mode::Observe,
+        };
+        let default_queue = limit.map_or(0, NonZeroU32::get).max(LEAST_DEFAULT_QUEUE);
+        let shadows = match self.value("shadow-limits", port) {
+            Some(Value::Counts(list)) => list,
+            _ if mode == Mode::Observe => SHADOW_LIMITS.to_vec(),
+            _ => Vec::new(),
+        };
+        limit::Settings {
+            mode,
+            limit,
+            queue_length: self.count("queue-length", port).unwrap_or(default_queue),
+            queue_timeout: self.timeout("queue-timeout", port),
+            per_client_limit: self
+                .count("per-client-limit", port)
+                .and_then(NonZeroU32::new),
+            shadow_limits: shadows.into_iter().filter_map(NonZeroU32::new).collect(),
+        }
+    }
+
+    /// Every setting in force and who said so, for people.
+    pub fn describe(&self) -> Vec<Setting> {
+        let mut list: Vec<_> = self
+            .listeners
+            .iter()
+            .map(|l| Setting {
+                key: "listen",
+                port: Some(l.listen.port()),
+                value: format!("{}={}", l.listen_text, l.app_text),
+                origin: l.origin.to_string(),
+            })
+            .collect();
+        for key in KEYS {
+            list.extend(
+                self.ports_of(key)
+                    .into_iter()
+                    .map(|port| self.setting(key, port)),
+            );
+        }
+        list
+    }
+
+    fn setting(&self, key: &'static Key, port: Option<u16>) -> Setting {
+        let (value, origin) = match (self.word(key, port), key.default) {
+            (Some(word), _) => (word.text.clone(), word.origin.to_string()),
+            (None, Default::Text(text)) => (text.to_owned(), "default".to_owned()),
+            (None, Default::Rule(rule)) => {
+                (self.follows(key.name, port), format!("default: {rule}"))
+            }
+        };
+        Setting {
+            key: key.name,
+            port,
+            value,
+            origin,
+        }
+    }
+
+    /// What the rule behind a default comes to.
+    fn follows(&self, name: &str, port: Option<u16>) -> String {
+        match name {
+            "max-connections" => max_connections().to_string(),
+            "control" => self.default_control.display().to_string(),
+            "drain-timeout" => {
+                let drain = self.build().drain;
+                let left = drain
+                    .grace
+                    .saturating_sub(drain.drain_delay + drain.reserve());
+                humantime::format_duration(left)
+                    .to_string()
+                    .replace(' ', "")
+            }
+            "mode" => match self.gate(port).mode {
+                Mode::Enforce => "enforce".into(),
+                Mode::Observe => "observe".into(),
+                Mode::Off => "off".into(),
+            },
+            "queue-length" => self.gate(port).queue_length.to_string(),
+            "shadow-limits" => match self.gate(port).shadow_limits.as_slice() {
+                [] => "none".into(),
+                list => list
+                    .iter()
+                    .map(NonZeroU32::to_string)
+                    .collect::<Vec<_>>()
+                    .join(","),
+            },
+            _ => String::new(),
+        }
+    }
+}
+
+/// `auto` is what the cgroup grants, and never more than a sidecar should take.
+fn workers(count: Option<u32>) -> NonZeroUsize {
+    let granted = || available_parallelism().map_or(1, NonZeroUsize::get).min(4);
+    let workers = count.map_or_else(granted, |count| count as usize);
+    NonZeroUsize::new(workers).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// A connection takes two descriptors, the client's and the application's.
+fn max_connections() -> u32 {
+    let fds = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let pairs = fds.saturating_sub(RESERVED_FDS) / 2;
+    u32::try_from(pairs)
+        .unwrap_or(u32::MAX)
+        .clamp(1, settings::MAX_COUNT)
+}

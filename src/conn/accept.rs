@@ -1,0 +1,162 @@
+//! Accept: take connections as they come, ask the gate for each at once, and turn away on the spot
+//! whoever may neither in nor wait: a refused connection costs no task and no registration.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+use tokio_util::task::TaskTracker;
+
+use super::registry::Registered;
+use super::release::{self, count};
+use super::{Conn, Port, TcpRefuse, serve};
+use crate::io::{Accepted, Engine, listen};
+use crate::limit::Entry;
+use crate::outcome::{Outcome, Reason};
+
+/// The first pause when the machine is out of descriptors or memory, and the longest.
+const BACK_OFF: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(100)];
+
+/// Connections taken in a row before everybody else on this thread gets a turn: a storm of
+/// connections to be refused must not starve those that were admitted.
+const BATCH: u32 = 16;
+
+/// Accept on one listener until it has to close, then hand over what is left in its backlog.
+pub async fn accept<E: Engine>(
+    engine: E,
+    port: Arc<Port>,
+    listener: E::Listener,
+    connections: TaskTracker,
+) {
+    let stop = port.shared.closing.clone();
+    let mut exhausted = Exhausted::default();
+    let mut in_a_row = 0;
+    loop {
+        if port.config().tcp_refuse == TcpRefuse::Hold && !stop.is_cancelled() {
+            room(&port).await;
+        }
+        match engine.accept(&listener, &stop).await {
+            Ok(Some((socket, peer))) => {
+                exhausted.over();
+                begin(&engine, &port, &connections, (socket, peer));
+            }
+            Ok(None) => return,
+            Err(e) => {
+                let pause = exhausted.pause(&e, &port, engine.listening(&listener));
+                engine.sleep_until(Instant::now() + pause).await;
+            }
+        }
+        in_a_row += 1;
+        if in_a_row % BATCH == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// The first decision about a connection.
+fn begin<E: Engine>(
+    engine: &E,
+    port: &Arc<Port>,
+    connections: &TaskTracker,
+    (socket, peer): Accepted,
+) {
+    let now = Instant::now();
+    port.metrics.accept();
+    let entry = port.shared.registry.add(port.listen, peer, now);
+    match ask(port, peer, now) {
+        Entry::Refuse(reason) => turn_away(port, socket, entry, reason),
+        admission => {
+            let Ok(client) = engine.adopt(socket) else {
+                count(port, &entry, Outcome::Failed, [0, 0]);
+                return;
+            };
+            let config = port.config();
+            let conn = Conn { client, app: None, permit: None, config, entry };
+            let story = serve(engine.clone(), port.clone(), conn, admission);
+            engine.spawn(connections.track_future(story));
+        }
+    }
+}
+
+/// Everything that can keep a connection out, cheapest first.
+fn ask(port: &Port, peer: Option<SocketAddr>, now: Instant) -> Entry {
+    if port.shared.registry.open() > u64::from(port.shared.max_connections()) {
+        return Entry::Refuse(Reason::MaxConnections);
+    }
+    if peer.is_some_and(|peer| port.shared.is_own(peer)) {
+        return Entry::Refuse(Reason::Loop);
+    }
+    port.gate.enter(now, peer.map(|peer| peer.ip()))
+}
+
+fn turn_away(port: &Port, socket: Socket, entry: Registered, reason: Reason) {
+    release::refuse((&socket).into(), port.config().tcp_refuse);
+    drop(socket);
+    count(port, &entry, Outcome::Refused(reason), [0, 0]);
+}
+
+/// Resolves when a connection that came now would be admitted or queued, or nobody is to wait.
+async fn room(port: &Port) {
+    tokio::select! {
+        () = std::future::poll_fn(|cx| port.gate.poll_room(cx)) => {}
+        () = port.shared.closing.cancelled() => {}
+    }
+}
+
+/// What to do while accept(2) fails: pause, longer each time, and let a descriptor kept in reserve
+/// answer one client meanwhile, so that the backlog does not just sit there.
+struct Exhausted {
+    pause: Duration,
+    /// Some descriptor, to be closed when one is needed.
+    reserve: Option<File>,
+    told: Option<Instant>,
+}
+
+impl Default for Exhausted {
+    fn default() -> Self {
+        Self { pause: BACK_OFF[0], reserve: reserve(), told: None }
+    }
+}
+
+fn reserve() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+impl Exhausted {
+    fn over(&mut self) {
+        if self.pause > BACK_OFF[0] {
+            self.pause = BACK_OFF[0];
+            if self.reserve.is_none() {
+                self.reserve = reserve();
+            }
+        }
+    }
+
+    /// Say so, at most once a second; refuse one client with the reserve; and how long to pause.
+    fn pause(&mut self, error: &io::Error, port: &Port, listener: &Socket) -> Duration {
+        if listen::is_exhaustion(error) && self.reserve.take().is_some() {
+            if let Ok((socket, peer)) = listen::accept(listener) {
+                port.metrics.accept();
+                let entry = port.shared.registry.add(port.listen, peer, Instant::now());
+                turn_away(port, socket, entry, Reason::MaxConnections);
+            }
+            self.reserve = reserve();
+        }
+        let now = Instant::now();
+        if self.told.is_none_or(|told| now - told >= Duration::from_secs(1)) {
+            self.told = Some(now);
+            let advice = if listen::is_exhaustion(error) {
+                "raise the limit on open files (ulimit -n) or lower max-connections"
+            } else {
+                "this is unexpected; connections wait in the kernel meanwhile"
+            };
+            tracing::warn!(port = %port.listen, %error, advice, "cannot accept connections");
+        }
+        let pause = self.pause;
+        self.pause = (pause * 2).min(BACK_OFF[1]);
+        pause
+    }
+}

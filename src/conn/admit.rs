@@ -1,0 +1,92 @@
+//! Admit: wait for the slot the gate promised, and watch the client leave meanwhile. Nothing is
+//! read from the client.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::SockRef;
+
+use super::{Conn, Port, QueuedHalfClose};
+use crate::io::Engine;
+use crate::limit::{Entry, Permit, Ticket};
+use crate::outcome::{Outcome, Reason};
+
+/// The slot, or why there is none.
+pub(super) async fn admit<E: Engine>(
+    engine: &E,
+    port: &Port,
+    conn: &Conn<E>,
+    entry: Entry,
+) -> Result<Permit, Outcome> {
+    let admitted = match entry {
+        Entry::Admit(permit) => Ok(permit),
+        Entry::Refuse(reason) => Err(reason),
+        Entry::Wait(ticket) => {
+            let admitted = wait(engine, conn, ticket).await;
+            port.metrics.wait(conn.age(Instant::now()));
+            admitted
+        }
+    };
+    match admitted {
+        Ok(permit) => {
+            port.metrics.admit();
+            Ok(permit)
+        }
+        Err(reason) => Err(Outcome::Refused(reason)),
+    }
+}
+
+/// The queue. First come, first served is the gate's business; here the client is watched, so that
+/// nobody is forwarded who has left.
+async fn wait<E: Engine>(
+    engine: &E,
+    conn: &Conn<E>,
+    mut ticket: Ticket,
+) -> Result<Permit, Reason> {
+    let keep = conn.config.queued_half_close == QueuedHalfClose::Keep;
+    let gone = || has_left(engine.socket(&conn.client), keep);
+    let mut watching = true;
+    let mut left = pin!(engine.peer_left(&conn.client));
+    let mut alarm_at = ticket.deadline();
+    let mut alarm = pin!(engine.sleep_until(alarm_at));
+    poll_fn(|cx| {
+        if watching && left.as_mut().poll(cx).is_ready() {
+            if gone() {
+                return Poll::Ready(Err(Reason::ClientGone));
+            }
+            // Its FIN is here and it is to be kept: there is nothing more to watch for.
+            watching = false;
+        }
+        loop {
+            if let Poll::Ready(admitted) = ticket.poll(Instant::now(), cx) {
+                // The client may have left since this thread last heard from the kernel.
+                let too_late = admitted.is_ok() && gone();
+                return Poll::Ready(if too_late { Err(Reason::ClientGone) } else { admitted });
+            }
+            // The timeout may have been changed meanwhile; the gate wakes us then.
+            if ticket.deadline() != alarm_at {
+                alarm_at = ticket.deadline();
+                alarm.set(engine.sleep_until(alarm_at));
+            }
+            if alarm.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
+}
+
+/// Whether the client has sent FIN or RST, even behind unread bytes; with `keep`, only RST counts.
+fn has_left(client: SockRef<'_>, keep: bool) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut fds = [PollFd::new(&*client, PollFlags::RDHUP)];
+    if poll(&mut fds, Some(&now)).unwrap_or(0) == 0 {
+        return false;
+    }
+    let seen = fds[0].revents();
+    let reset = seen.intersects(PollFlags::ERR | PollFlags::HUP);
+    reset || (seen.contains(PollFlags::RDHUP) && !keep)
+}

@@ -1,0 +1,135 @@
+//! Connect: reach the application, within the time allowed, and never ourselves.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use super::port::OwnEnd;
+use super::{Conn, Port};
+use crate::io::{App, Engine, sock};
+use crate::outcome::{Outcome, Reason};
+
+/// A connection to the application, with the PROXY header sent if it wants one.
+pub(super) struct Upstream<E: Engine> {
+    /// The connection.
+    pub(super) stream: E::Stream,
+    /// Keeps the loop guard informed for as long as the connection lives.
+    _own_end: Option<OwnEnd>,
+}
+
+/// Dial the application's addresses in order; the first that answers is it.
+pub(super) async fn connect<E: Engine>(
+    engine: &E,
+    port: &Port,
+    conn: &Conn<E>,
+) -> Result<Upstream<E>, Outcome> {
+    let mut failure = Reason::UpstreamRefused;
+    for app in &port.apps {
+        match dial(engine, port, conn, app).await {
+            Ok(upstream) => return Ok(upstream),
+            Err(e) => {
+                tracing::debug!(port = %port.listen, app = %port.app_text, error = %e, "cannot reach the application");
+                failure = match e.kind() {
+                    io::ErrorKind::TimedOut => Reason::UpstreamTimeout,
+                    _ => Reason::UpstreamRefused,
+                };
+            }
+        }
+    }
+    Err(Outcome::Refused(failure))
+}
+
+async fn dial<E: Engine>(
+    engine: &E,
+    port: &Port,
+    conn: &Conn<E>,
+    app: &App,
+) -> io::Result<Upstream<E>> {
+    let stream = engine.dial(app, conn.config.connect_timeout).await?;
+    let mut own_end = None;
+    if let App::Tcp(to) = app {
+        let local = engine.socket(&stream).local_addr()?.as_socket();
+        if local == Some(*to) {
+            // Linux connects a socket to itself when nobody listens on a port and the socket was
+            // given that very port as its own (hazards A14).
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        if local.is_none_or(|local| !same_machine(local.ip(), to.ip())) {
+            sock::watch_peer(engine.socket(&stream))?;
+        }
+        own_end = local.map(|local| port.shared.own(local));
+    }
+    if conn.config.send_proxy_protocol {
+        let header = proxy_header(conn.entry.client(), port.listen);
+        let sent = engine.socket(&stream).send(&header)?;
+        if sent != header.len() {
+            // A fresh connection has room for 52 bytes; one that has not is of no use.
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+    }
+    Ok(Upstream { stream, _own_end: own_end })
+}
+
+/// Whether both ends are sockets of one kernel: such a peer cannot vanish without a word, so five
+/// system calls per connection to notice that it has are saved. In a pod this is the usual case.
+fn same_machine(local: IpAddr, peer: IpAddr) -> bool {
+    local == peer || peer.is_loopback()
+}
+
+/// The PROXY protocol v2 header: who is behind this connection, and whom he called.
+/// Source: haproxy.org/download/2.8/doc/proxy-protocol.txt, section 2.2.
+fn proxy_header(client: Option<SocketAddr>, called: SocketAddr) -> Vec<u8> {
+    const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+    const VERSION_2_PROXY: u8 = 0x21;
+    const VERSION_2_LOCAL: u8 = 0x20;
+    const TCP_OVER_IPV4: u8 = 0x11;
+    const TCP_OVER_IPV6: u8 = 0x21;
+    let mut header = SIGNATURE.to_vec();
+    let Some(client) = client else {
+        header.extend([VERSION_2_LOCAL, 0, 0, 0]);
+        return header;
+    };
+    let ips = (client.ip().to_canonical(), called.ip().to_canonical());
+    header.push(VERSION_2_PROXY);
+    if let (IpAddr::V4(from), IpAddr::V4(to)) = ips {
+        header.extend([TCP_OVER_IPV4, 0, 12]);
+        header.extend(from.octets());
+        header.extend(to.octets());
+    } else {
+        let v6 = |ip: IpAddr| match ip {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+            IpAddr::V6(ip) => ip.octets(),
+        };
+        header.extend([TCP_OVER_IPV6, 0, 36]);
+        header.extend(v6(ips.0));
+        header.extend(v6(ips.1));
+    }
+    header.extend(client.port().to_be_bytes());
+    header.extend(called.port().to_be_bytes());
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_for_an_ipv4_client() {
+        let header = proxy_header(
+            Some("10.1.2.3:4660".parse().unwrap()),
+            "10.0.0.1:80".parse().unwrap(),
+        );
+        assert_eq!(&header[..12], b"\x0D\x0A\x0D\x0A\x00\x0D\x0A\x51\x55\x49\x54\x0A");
+        assert_eq!(
+            header[12..],
+            [0x21, 0x11, 0, 12, 10, 1, 2, 3, 10, 0, 0, 1, 0x12, 0x34, 0, 80]
+        );
+    }
+
+    #[test]
+    fn mapped_and_plain_addresses_mix_as_ipv6() {
+        let header =
+            proxy_header(Some("[2001:db8::1]:1".parse().unwrap()), "10.0.0.1:80".parse().unwrap());
+        assert_eq!(header[12..16], [0x21, 0x21, 0, 36]);
+        assert_eq!(header.len(), 16 + 36);
+    }
+}

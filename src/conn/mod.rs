@@ -1,0 +1,113 @@
+//! THE STORY of one connection, one file per stage.
+//!
+//! ```text
+//! accept ──→ admit ──→ connect ──→ relay ──→ release
+//!   │          └ refused, or left while it waited ──┘
+//!   └ back-off when descriptors run out; the listener's end
+//! ```
+//!
+//! Always true: every accepted connection passes `release` exactly once; its slot is given back
+//! after the application's end of it has been read, or reset.
+
+mod accept;
+mod admit;
+mod connect;
+mod relay;
+mod release;
+
+pub mod port;
+pub mod registry;
+
+use std::time::{Duration, Instant};
+
+use crate::io::{Engine, Side};
+use crate::limit::{Entry, Permit};
+use crate::outcome::Outcome;
+
+pub use accept::accept;
+pub use port::{Port, Shared};
+use registry::{Registered, Stage};
+
+/// How a port treats its connections; everything but admission. All of it can change live, for
+/// connections accepted from then on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How long the application may take to accept a connection.
+    pub connect_timeout: Duration,
+    /// How long nothing may move before a connection is closed. `None`: for ever.
+    pub idle_timeout: Option<Duration>,
+    /// How long a side may leave bytes untaken before the connection is reset.
+    pub write_stall_timeout: Duration,
+    /// How long the application may take to end once its client has left.
+    pub abandon_timeout: Duration,
+    /// What refusing a connection looks like to the client.
+    pub tcp_refuse: TcpRefuse,
+    /// What the client's FIN means while it waits in the queue.
+    pub queued_half_close: QueuedHalfClose,
+    /// Whether the application is told the client's address in a PROXY protocol v2 header.
+    pub send_proxy_protocol: bool,
+}
+
+/// What refusing a TCP connection looks like to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpRefuse {
+    /// FIN: the client reads an end of file.
+    Close,
+    /// RST: the client reads "connection reset".
+    Reset,
+    /// Nobody is refused while limit and queue are full: connections wait in the kernel's backlog.
+    Hold,
+}
+
+/// What the client's FIN means while it waits in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueuedHalfClose {
+    /// The client has left.
+    Gone,
+    /// The client has said all it has to say and waits for the answer.
+    Keep,
+}
+
+/// One accepted connection on its way, and what it holds. Fields are dropped in this order: the
+/// application's socket is closed before the slot is free.
+struct Conn<E: Engine> {
+    client: E::Stream,
+    app: Option<connect::Upstream<E>>,
+    permit: Option<Permit>,
+    /// The port's settings when the connection came.
+    config: std::sync::Arc<Config>,
+    entry: Registered,
+}
+
+/// Carry one admitted or queued connection to its end.
+async fn serve<E: Engine>(engine: E, port: std::sync::Arc<Port>, mut conn: Conn<E>, entry: Entry) {
+    let outcome = match carry(&engine, &port, &mut conn, entry).await {
+        Ok(outcome) | Err(outcome) => outcome,
+    };
+    release::release(&engine, &port, conn, outcome);
+}
+
+/// The stages. Each hands on, or says how it ended.
+async fn carry<E: Engine>(
+    engine: &E,
+    port: &Port,
+    conn: &mut Conn<E>,
+    entry: Entry,
+) -> Result<Outcome, Outcome> {
+    conn.permit = Some(admit::admit(engine, port, conn, entry).await?);
+    conn.entry.enter(Stage::Connecting);
+    conn.app = Some(connect::connect(engine, port, conn).await?);
+    conn.entry.enter(Stage::Relaying);
+    Ok(relay::relay(engine, port, conn).await)
+}
+
+impl<E: Engine> Conn<E> {
+    fn bytes(&self) -> [u64; 2] {
+        let traffic = self.entry.traffic();
+        [traffic.from(Side::Client), traffic.from(Side::App)]
+    }
+
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.entry.since())
+    }
+}

@@ -1,0 +1,72 @@
+//! Relay: let the engine carry bytes, and break off what has been silent, stuck or abandoned for
+//! too long. The slot stays held until the application's end has been read.
+
+use std::net::Shutdown;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::registry::Stage;
+use super::{Conn, Port};
+use crate::io::flow::{Overdue, Patience};
+use crate::io::{Engine, Flow, Side};
+use crate::outcome::Outcome;
+
+/// Why the relay did not go on to its own end.
+enum Halt {
+    Overdue(Overdue),
+    Cut,
+}
+
+/// Carry `conn` until both ends have ended, or one of them, or patience, broke it.
+pub(super) async fn relay<E: Engine>(engine: &E, port: &Port, conn: &Conn<E>) -> Outcome {
+    let app = &conn.app.as_ref().expect("connect comes before relay").stream;
+    let patience = Patience {
+        idle: conn.config.idle_timeout,
+        write_stall: Some(conn.config.write_stall_timeout),
+        abandon: Some(conn.config.abandon_timeout),
+    };
+    let traffic = conn.entry.traffic().clone();
+    let flow = Rc::new(Flow::new(traffic, patience.idle.is_some(), Instant::now()));
+
+    let mut moving = pin!(engine.relay(&conn.client, app, &flow));
+    let halt = tokio::select! {
+        biased;
+        () = &mut moving => None,
+        overdue = flow.overdue(patience, |at| engine.sleep_until(at)) => Some(Halt::Overdue(overdue)),
+        () = port.shared.cut.cancelled() => Some(Halt::Cut),
+    };
+    if halt.is_some() {
+        flow.break_off();
+        moving.await;
+    }
+
+    match (halt, flow.broken()) {
+        (Some(Halt::Cut), _) => Outcome::Cut,
+        (Some(Halt::Overdue(Overdue::Stalled(Side::Client))), _) => Outcome::ClientStalled,
+        (Some(Halt::Overdue(Overdue::Stalled(Side::App))), _) => Outcome::AppStalled,
+        (Some(Halt::Overdue(Overdue::Unfinished(Side::App))), _) => Outcome::Abandoned,
+        (Some(Halt::Overdue(Overdue::Unfinished(Side::Client))), _) => Outcome::IdleTimeout,
+        (Some(Halt::Overdue(Overdue::Idle)), _) => idle(engine, port, conn, &flow).await,
+        (None, Some(Side::Client)) => Outcome::ClientReset,
+        (None, Some(Side::App)) => Outcome::AppReset,
+        (None, None) => Outcome::Served,
+    }
+}
+
+/// Both were silent: end the client, ask the application to end, and wait until it has.
+async fn idle<E: Engine>(engine: &E, port: &Port, conn: &Conn<E>, flow: &Flow) -> Outcome {
+    let app = &conn.app.as_ref().expect("connect comes before relay").stream;
+    let _ = engine.socket(&conn.client).shutdown(Shutdown::Both);
+    if flow.is_finished(Side::App) {
+        return Outcome::IdleTimeout;
+    }
+    conn.entry.enter(Stage::Ending);
+    let _ = engine.socket(app).shutdown(Shutdown::Write);
+    let deadline = Instant::now() + conn.config.abandon_timeout;
+    tokio::select! {
+        () = engine.discard(app) => Outcome::IdleTimeout,
+        () = engine.sleep_until(deadline) => Outcome::Abandoned,
+        () = port.shared.cut.cancelled() => Outcome::Cut,
+    }
+}

@@ -1,0 +1,360 @@
+//! The epoll engine: one tokio current-thread runtime, sockets registered with it, and two
+//! one-way pumps per connection.
+//!
+//! What keeps it as cheap as the best: data is read only after readiness, into a borrowed buffer;
+//! a short read or a refused write clears the readiness without another call to learn the same;
+//! writes are tried before they are waited for.
+
+use std::future::{Future, poll_fn};
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use socket2::{SockRef, Socket};
+use tokio::io::unix::AsyncFd;
+use tokio_util::sync::CancellationToken;
+
+use super::buf::{Buf, Pool, Size};
+use super::flow::{Flow, Side};
+use super::listen::{self, Ending, Next};
+use super::sock::{self, Connecting};
+use super::{Accepted, App, Engine, Gauges};
+
+/// The engine. Cheap to clone; lives on one thread.
+#[derive(Clone)]
+pub struct Epoll {
+    pool: Pool,
+}
+
+/// A listening socket registered with the runtime.
+pub struct Listener {
+    fd: AsyncFd<Socket>,
+    ending: Ending,
+}
+
+/// A connected socket registered with the runtime.
+pub struct Stream {
+    fd: AsyncFd<Socket>,
+}
+
+/// One way of a relay: bytes from `from` to the other side.
+struct Pump<'a> {
+    from: Side,
+    source: &'a Stream,
+    sink: &'a Stream,
+    /// Try to read without waiting for readiness: the first time, because readiness may have been
+    /// seen and cleared while the connection waited in the queue.
+    eager: bool,
+    size: Size,
+    state: State,
+}
+
+enum State {
+    /// Waiting for the source.
+    Reading,
+    /// `buf[done..filled]` has to go to the sink.
+    Writing { buf: Buf, done: usize, filled: usize },
+    /// The source has ended and the sink has been told; or the sink is gone.
+    Done,
+}
+
+/// How many buffers a worker has ready before the first connection: allocated, not yet touched.
+const WARM: usize = 16;
+
+impl Epoll {
+    /// Run `main` to its end on a runtime of its own, on this thread.
+    pub fn run<F, M>(gauges: Arc<Gauges>, main: M) -> io::Result<F::Output>
+    where
+        M: FnOnce(Self) -> F,
+        F: Future,
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let local = tokio::task::LocalSet::new();
+        let engine = Self { pool: Pool::new(WARM, gauges) };
+        Ok(local.block_on(&runtime, main(engine)))
+    }
+}
+
+impl Engine for Epoll {
+    type Listener = Listener;
+    type Stream = Stream;
+
+    fn listen(&self, listener: Socket) -> io::Result<Listener> {
+        Ok(Listener { fd: register(listener)?, ending: Ending::default() })
+    }
+
+    async fn accept(
+        &self,
+        listener: &Listener,
+        stop: &CancellationToken,
+    ) -> io::Result<Option<Accepted>> {
+        let mut stopped = pin!(stop.cancelled());
+        let accepted = poll_fn(|cx| match stopped.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => listener.poll_accept(cx).map(Some),
+        });
+        match accepted.await {
+            Some(accepted) => accepted.map(Some),
+            None => listener.last().await,
+        }
+    }
+
+    fn listening<'a>(&self, listener: &'a Listener) -> &'a Socket {
+        listener.fd.get_ref()
+    }
+
+    fn adopt(&self, socket: Socket) -> io::Result<Stream> {
+        Stream::new(socket)
+    }
+
+    async fn dial(&self, app: &App, timeout: Duration) -> io::Result<Stream> {
+        let deadline = Instant::now() + timeout;
+        let (socket, addr) = sock::for_app(app)?;
+        loop {
+            match sock::start_connect(&socket, &addr)? {
+                Connecting::Done => return Stream::new(socket),
+                Connecting::BacklogFull => {
+                    sock::check(deadline)?;
+                    self.sleep_until(Instant::now() + sock::BACKLOG_RETRY).await;
+                }
+                Connecting::InProgress => {
+                    let stream = Stream::new(socket)?;
+                    tokio::time::timeout_at(deadline.into(), stream.connected())
+                        .await
+                        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+                    return Ok(stream);
+                }
+            }
+        }
+    }
+
+    async fn peer_left(&self, stream: &Stream) {
+        loop {
+            let Ok(mut guard) = stream.fd.readable().await else { return };
+            if guard.ready().is_read_closed() {
+                return;
+            }
+            // Bytes are there; the end may come behind them, with an edge of its own.
+            guard.clear_ready();
+        }
+    }
+
+    async fn relay(&self, client: &Stream, app: &Stream, flow: &Rc<Flow>) {
+        let mut up = Pump::new(Side::Client, client, app);
+        let mut down = Pump::new(Side::App, app, client);
+        poll_fn(|cx| {
+            let up = up.poll(cx, &self.pool, flow);
+            let down = down.poll(cx, &self.pool, flow);
+            if flow.is_broken_off() {
+                return Poll::Ready(());
+            }
+            match flow.broken() {
+                // Whoever broke it may have sent bytes before: they are on their way `down`.
+                Some(Side::App) if down.is_pending() && !flow.is_finished(Side::App) => down,
+                Some(Side::Client) if up.is_pending() && !flow.is_finished(Side::Client) => up,
+                Some(_) => Poll::Ready(()),
+                None if up.is_ready() && down.is_ready() => Poll::Ready(()),
+                None => Poll::Pending,
+            }
+        })
+        .await;
+    }
+
+    async fn discard(&self, stream: &Stream) {
+        poll_fn(|cx| {
+            let mut buf = None;
+            loop {
+                let Ok(mut guard) = ready!(stream.fd.poll_read_ready(cx)) else {
+                    return Poll::Ready(());
+                };
+                let buf = buf.get_or_insert_with(|| self.pool.take(Size::Small));
+                match (&*stream.fd.get_ref()).read(buf) {
+                    Ok(0) => return Poll::Ready(()),
+                    Ok(_) => {}
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => return Poll::Ready(()),
+                }
+            }
+        })
+        .await;
+    }
+
+    fn socket<'a>(&self, stream: &'a Stream) -> SockRef<'a> {
+        SockRef::from(stream.fd.get_ref())
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        tokio::task::spawn_local(task);
+    }
+
+    async fn sleep_until(&self, deadline: Instant) {
+        tokio::time::sleep_until(deadline.into()).await;
+    }
+}
+
+impl Listener {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            match listen::accept(self.fd.get_ref()) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                accepted => return Poll::Ready(accepted),
+            }
+        }
+    }
+
+    /// What is still in the backlog of a listener that is being closed.
+    async fn last(&self) -> io::Result<Option<Accepted>> {
+        loop {
+            match self.ending.step(self.fd.get_ref())? {
+                Next::Accepted(accepted) => return Ok(Some(accepted)),
+                Next::SettleUntil(at) => tokio::time::sleep_until(at.into()).await,
+                Next::Empty => return Ok(None),
+            }
+        }
+    }
+}
+
+/// Have the runtime watch `socket`.
+#[allow(unsafe_code, reason = "tokio asks for a promise that the descriptor stays open")]
+fn register(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: the socket owns its descriptor and moves into the AsyncFd, which never gives it out:
+    // it stays open, and the same, until the AsyncFd is dropped.
+    Ok(unsafe { AsyncFd::register(socket) }?)
+}
+
+impl Stream {
+    fn new(socket: Socket) -> io::Result<Self> {
+        Ok(Self { fd: register(socket)? })
+    }
+
+    async fn connected(&self) -> io::Result<()> {
+        let _guard = self.fd.writable().await?;
+        match self.fd.get_ref().take_error()? {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<'a> Pump<'a> {
+    fn new(from: Side, source: &'a Stream, sink: &'a Stream) -> Self {
+        let state = State::Reading;
+        Self { from, source, sink, eager: true, size: Size::Small, state }
+    }
+
+    /// Move what can be moved now. Ready when this way has ended, whichever way it did.
+    fn poll(&mut self, cx: &mut Context<'_>, pool: &Pool, flow: &Flow) -> Poll<()> {
+        loop {
+            match &mut self.state {
+                State::Done => return Poll::Ready(()),
+                State::Reading => {
+                    let Some((buf, filled)) = ready!(self.poll_read(cx, pool, flow)) else {
+                        self.state = State::Done;
+                        continue;
+                    };
+                    self.state = State::Writing { buf, done: 0, filled };
+                }
+                State::Writing { buf, done, filled } => {
+                    let to = self.from.other();
+                    match ready!(self.sink.poll_write(cx, &buf[*done..*filled], to, flow)) {
+                        Ok(n) => {
+                            flow.moved(self.from, n);
+                            *done += n;
+                            if done == filled {
+                                self.state = State::Reading;
+                            }
+                        }
+                        Err(_) => {
+                            flow.fail(to);
+                            self.state = State::Done;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Bytes from the source; `None` when there will be no more.
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        pool: &Pool,
+        flow: &Flow,
+    ) -> Poll<Option<(Buf, usize)>> {
+        loop {
+            let mut guard = None;
+            if !self.eager {
+                match ready!(self.source.fd.poll_read_ready(cx)) {
+                    Ok(ready) => guard = Some(ready),
+                    Err(_) => return Poll::Ready(self.end(flow, true)),
+                }
+            }
+            let mut buf = pool.take(self.size);
+            match (&*self.source.fd.get_ref()).read(&mut buf) {
+                Ok(0) => return Poll::Ready(self.end(flow, false)),
+                Ok(n) => {
+                    let drained = n < buf.len();
+                    self.size = if drained { Size::Small } else { Size::Large };
+                    if drained {
+                        // Nothing is left to read: what comes later comes with an edge.
+                        self.eager = false;
+                        if let Some(mut guard) = guard {
+                            guard.clear_ready();
+                        }
+                    }
+                    return Poll::Ready(Some((buf, n)));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.eager = false;
+                    if let Some(mut guard) = guard {
+                        guard.clear_ready();
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Poll::Ready(self.end(flow, true)),
+            }
+        }
+    }
+
+    fn end(&self, flow: &Flow, broken: bool) -> Option<(Buf, usize)> {
+        if broken {
+            flow.fail(self.from);
+            return None;
+        }
+        flow.finish(self.from);
+        if !flow.deliver(self.from) {
+            let _ = self.sink.fd.get_ref().shutdown(Shutdown::Write);
+        }
+        None
+    }
+}
+
+impl Stream {
+    fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        to: Side,
+        flow: &Flow,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match (&*self.fd.get_ref()).write(bytes) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                written => return Poll::Ready(written),
+            }
+            flow.block(to);
+            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            match (&*self.fd.get_ref()).write(bytes) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! What happens inside a relay, as both sides of the seam see it: the engine reports bytes, ends
+//! and stalls here; the connection's watch reads them and decides. No timer runs and no clock is
+//! read while a connection just carries bytes.
+//!
+//! Always true: a flow that broke stays broken; a side that finished stays finished.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// One end of a relayed connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The peer that was accepted.
+    Client,
+    /// The peer that was dialled.
+    App,
+}
+
+/// Bytes carried so far, readable from any thread. One writer: the worker that relays.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    from: [AtomicU64; 2],
+}
+
+/// How long a relay may stay in each state. `None`: for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Nothing moves either way.
+    pub idle: Option<Duration>,
+    /// One side does not take the bytes that are there for it.
+    pub write_stall: Option<Duration>,
+    /// One side has ended and the other sends nothing more, and does not end either.
+    pub abandon: Option<Duration>,
+}
+
+/// Why a relay has to be broken off from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overdue {
+    /// Nothing moved for `idle`.
+    Idle,
+    /// This side took nothing for `write_stall`.
+    Stalled(Side),
+    /// The other side had finished, and this one did not for `abandon`.
+    Unfinished(Side),
+}
+
+/// The state of one relay.
+#[derive(Debug)]
+pub struct Flow {
+    traffic: Arc<Traffic>,
+    /// Whether `last_moved` is kept: costs a clock reading per read.
+    timed: Cell<bool>,
+    last_moved: Cell<Instant>,
+    finished: [Cell<bool>; 2],
+    /// All of this side's bytes have been delivered, or will never be.
+    delivered: [Cell<bool>; 2],
+    /// Since when bytes for this side wait to be taken.
+    blocked: [Cell<Option<Instant>>; 2],
+    broke: Cell<Option<Side>>,
+    /// Whether the relay has to stop, whatever state it is in.
+    broken_off: Cell<bool>,
+    watch: RefCell<Option<Waker>>,
+}
+
+impl Side {
+    /// The other end.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Client => Self::App,
+            Self::App => Self::Client,
+        }
+    }
+
+    pub(crate) const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl Traffic {
+    /// Bytes read from `side` and written to the other.
+    pub fn from(&self, side: Side) -> u64 {
+        self.from[side.index()].load(Ordering::Relaxed)
+    }
+}
+
+impl Flow {
+    /// A relay that begins now. `timed`: whether an idle timeout has to be kept.
+    pub fn new(traffic: Arc<Traffic>, timed: bool, now: Instant) -> Self {
+        Self {
+            traffic,
+            timed: Cell::new(timed),
+            last_moved: Cell::new(now),
+            finished: Default::default(),
+            delivered: Default::default(),
+            blocked: Default::default(),
+            broke: Cell::new(None),
+            broken_off: Cell::new(false),
+            watch: RefCell::new(None),
+        }
+    }
+
+    /// The engine wrote bytes that came from `side` to the other.
+    pub fn moved(&self, side: Side, bytes: usize) {
+        // One writer, so load and store make an increment.
+        let count = &self.traffic.from[side.index()];
+        count.store(count.load(Ordering::Relaxed) + bytes as u64, Ordering::Relaxed);
+        if self.timed.get() {
+            self.last_moved.set(Instant::now());
+        }
+        self.blocked[side.other().index()].set(None);
+    }
+
+    /// The engine has read the end of `side`'s bytes.
+    pub fn finish(&self, side: Side) {
+        self.finished[side.index()].set(true);
+        self.timed.set(true);
+        self.last_moved.set(Instant::now());
+        self.wake();
+    }
+
+    /// The engine has nothing more of `side`'s to deliver. `true`: nor of the other's, so that the
+    /// sockets will be closed now, and need no shutdown before.
+    pub fn deliver(&self, side: Side) -> bool {
+        self.delivered[side.index()].set(true);
+        self.delivered[side.other().index()].get()
+    }
+
+    /// The engine has bytes for `side` which it does not take.
+    pub fn block(&self, side: Side) {
+        let since = &self.blocked[side.index()];
+        if since.get().is_none() {
+            since.set(Some(Instant::now()));
+            self.wake();
+        }
+    }
+
+    /// `side` reset the connection, or it failed on that side.
+    pub fn fail(&self, side: Side) {
+        if self.broke.get().is_none() {
+            self.broke.set(Some(side));
+        }
+    }
+
+    /// Which side broke the connection, if one did.
+    pub fn broken(&self) -> Option<Side> {
+        self.broke.get()
+    }
+
+    /// The relay has to stop. Whoever calls this polls it afterwards.
+    pub fn break_off(&self) {
+        self.broken_off.set(true);
+    }
+
+    /// Whether the relay has to stop.
+    pub fn is_broken_off(&self) -> bool {
+        self.broken_off.get()
+    }
+
+    /// Whether the end of `side`'s bytes has been read.
+    pub fn is_finished(&self, side: Side) -> bool {
+        self.finished[side.index()].get()
+    }
+
+    /// Resolves when the relay has been in one state for longer than `patience` allows.
+    pub async fn overdue<S: Future<Output = ()>>(
+        &self,
+        patience: Patience,
+        sleep_until: impl Fn(Instant) -> S,
+    ) -> Overdue {
+        loop {
+            let Some((why, at)) = self.next_deadline(patience) else {
+                self.changed(None::<std::future::Ready<()>>).await;
+                continue;
+            };
+            if at <= Instant::now() {
+                return why;
+            }
+            self.changed(Some(sleep_until(at))).await;
+        }
+    }
+
+    /// What will be overdue first if nothing changes, and when.
+    fn next_deadline(&self, patience: Patience) -> Option<(Overdue, Instant)> {
+        let moved = self.last_moved.get();
+        let stalled = |side: Side| {
+            let since = self.blocked[side.index()].get()?;
+            Some((Overdue::Stalled(side), since + patience.write_stall?))
+        };
+        let unfinished = |side: Side| {
+            let alone = self.is_finished(side.other()) && !self.is_finished(side);
+            let abandon = patience.abandon.filter(|_| alone)?;
+            Some((Overdue::Unfinished(side), moved + abandon))
+        };
+        [
+            patience.idle.map(|idle| (Overdue::Idle, moved + idle)),
+            stalled(Side::Client),
+            stalled(Side::App),
+            unfinished(Side::Client),
+            unfinished(Side::App),
+        ]
+        .into_iter()
+        .flatten()
+        .min_by_key(|(_, at)| *at)
+    }
+
+    /// Resolves when the flow enters a state that has a deadline, or `until` does.
+    async fn changed<S: Future<Output = ()>>(&self, until: Option<S>) {
+        let mut until = std::pin::pin!(until);
+        let mut first = true;
+        poll_fn(|cx| {
+            let due = until.as_mut().as_pin_mut().is_some_and(|until| until.poll(cx).is_ready());
+            let woken = !first && self.watch.borrow().is_none();
+            first = false;
+            if due || woken {
+                return Poll::Ready(());
+            }
+            *self.watch.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn wake(&self) {
+        if let Some(watch) = self.watch.borrow_mut().take() {
+            watch.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Patience = Patience {
+        idle: None,
+        write_stall: Some(Duration::from_secs(30)),
+        abandon: Some(Duration::from_secs(10)),
+    };
+
+    fn flow(timed: bool) -> Flow {
+        Flow::new(Arc::default(), timed, Instant::now())
+    }
+
+    #[test]
+    fn a_connection_that_just_carries_bytes_has_no_deadline() {
+        let flow = flow(false);
+        flow.moved(Side::Client, 10);
+        assert_eq!(flow.next_deadline(PATIENCE), None);
+        assert_eq!(flow.traffic.from(Side::Client), 10);
+    }
+
+    #[test]
+    fn progress_ends_a_stall() {
+        let flow = flow(false);
+        flow.block(Side::App);
+        assert_eq!(flow.next_deadline(PATIENCE).unwrap().0, Overdue::Stalled(Side::App));
+        flow.moved(Side::Client, 1);
+        assert_eq!(flow.next_deadline(PATIENCE), None);
+    }
+
+    #[test]
+    fn the_side_that_has_not_finished_is_the_one_waited_for() {
+        let flow = flow(false);
+        flow.finish(Side::Client);
+        assert_eq!(flow.next_deadline(PATIENCE).unwrap().0, Overdue::Unfinished(Side::App));
+        flow.finish(Side::App);
+        assert_eq!(flow.next_deadline(PATIENCE), None);
+    }
+}

@@ -1,0 +1,136 @@
+//! Listening sockets: opened once for all workers, and closed without resetting anybody.
+//!
+//! Closing a listener resets every connection in its backlog, also those that came in between the
+//! last `accept` and the `close`. So the end of a listener has steps:
+//!
+//! ```text
+//! 1. a filter on the listener drops new SYNs (the client's kernel will ask again, and be refused)
+//! 2. handshakes that had begun get SETTLE to finish; everything that finished is accepted
+//! 3. the backlog is empty and stays empty: close
+//! ```
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rustix::net::SocketFlags;
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
+
+use super::{Accepted, sock};
+
+/// Connections the kernel may keep for us before we accept them. The kernel caps it at
+/// `net.core.somaxconn`.
+pub const BACKLOG: i32 = 4096;
+
+/// How long a handshake that had begun may take to finish: a few round trips inside a cluster.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// The steps of closing, kept beside a listener by each worker.
+#[derive(Debug, Default)]
+pub struct Ending {
+    settled_at: Cell<Option<Instant>>,
+}
+
+/// What to do next with a listener that is being closed.
+#[derive(Debug)]
+pub enum Next {
+    /// Hand this connection out.
+    Accepted(Accepted),
+    /// Ask again then.
+    SettleUntil(Instant),
+    /// Nothing is left: close.
+    Empty,
+}
+
+/// Bind and listen on `addr`. What every accepted connection needs is set here, to be inherited.
+pub fn open(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(addr),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    sock::watch_peer(SockRef::from(&socket))?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+impl Ending {
+    /// One step. Never waits.
+    pub fn step(&self, listener: &Socket) -> io::Result<Next> {
+        if self.settled_at.get().is_none() {
+            // If the filter cannot be set, closing is as it is everywhere else: a connection that
+            // arrives in the last microseconds is reset.
+            let _ = SockRef::from(listener).attach_filter(&DROP_NEW_SYNS);
+            self.settled_at.set(Some(Instant::now() + SETTLE));
+        }
+        match accept(listener) {
+            Ok(accepted) => Ok(Next::Accepted(accepted)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => match self.settled_at.get() {
+                Some(at) if at > Instant::now() => Ok(Next::SettleUntil(at)),
+                _ => Ok(Next::Empty),
+            },
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// One non-blocking accept; the connection comes non-blocking too. Errors of a connection that
+/// died in the backlog are passed over, as accept(2) says they must be.
+pub fn accept(listener: &Socket) -> io::Result<Accepted> {
+    loop {
+        // socket2 would leave the new socket blocking; making it non-blocking costs a call more.
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        match rustix::net::acceptfrom_with(listener, flags).map_err(io::Error::from) {
+            Ok((stream, peer)) => {
+                let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                return Ok((Socket::from(stream), peer));
+            }
+            Err(e) if is_of_the_connection(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// An error accept(2) reports about the connection, not about the listener.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::EINTR
+                | libc::EPROTO
+                | libc::ENETDOWN
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EHOSTUNREACH
+                | libc::EOPNOTSUPP
+                | libc::ENETUNREACH
+                | libc::EPERM
+        )
+    )
+}
+
+/// An error that goes away by itself when descriptors or memory come free.
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
+}
+
+/// Classic BPF over the TCP header: drop what has SYN and not ACK, keep everything else.
+const DROP_NEW_SYNS: [SockFilter; 5] = [
+    // A = flags byte of the TCP header
+    SockFilter::new(0x30, 0, 0, 13),
+    // A &= SYN | ACK
+    SockFilter::new(0x54, 0, 0, 0x12),
+    // A == SYN ? drop : keep
+    SockFilter::new(0x15, 1, 0, 0x02),
+    SockFilter::new(0x06, 0, 0, 0xffff_ffff),
+    SockFilter::new(0x06, 0, 0, 0),
+];

@@ -1,0 +1,91 @@
+//! Socket options and facts both engines need.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+
+use super::App;
+
+/// A peer that vanished without a word is noticed after 30 s of silence and 3 probes 10 s apart:
+/// within a minute and a half also on a path that needs a few retransmissions (hazards A12).
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// How long sent bytes may stay unacknowledged: the same vanished peer, noticed while we write.
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a TCP connection with another machine gets, on either side. Set on a listener it is
+/// inherited by what is accepted from it, without a system call per connection.
+pub fn watch_peer(socket: SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// Send RST now, whoever else still refers to the socket. What was sent and not yet delivered is
+/// lost, as a reset means it to be. Not all sockets can; those are closed and that is all.
+pub fn reset(socket: SockRef<'_>) {
+    // SO_LINGER 0 makes the kernel throw the unsent bytes away; connecting to "no address" ends
+    // the connection at once, while close(2) would wait for the last reference to go.
+    let _ = socket.set_linger(Some(Duration::ZERO));
+    let _ = rustix::net::connect_unspec(&*socket);
+}
+
+/// A fresh non-blocking socket for `app`, its options set, and the address to connect it to.
+pub fn for_app(app: &App) -> io::Result<(Socket, SockAddr)> {
+    match app {
+        App::Tcp(addr) => {
+            let domain = Domain::for_address(*addr);
+            let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+            socket.set_tcp_nodelay(true)?;
+            Ok((socket, SockAddr::from(*addr)))
+        }
+        App::Unix(path) => {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+            Ok((socket, SockAddr::unix(path)?))
+        }
+    }
+}
+
+/// How far a non-blocking connect has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connecting {
+    /// Connected.
+    Done,
+    /// Wait until the socket is writable, then ask it for its error.
+    InProgress,
+    /// A Unix socket's backlog is full, and nothing tells when it has room: ask again later.
+    BacklogFull,
+}
+
+/// When to ask a full Unix backlog again.
+pub const BACKLOG_RETRY: Duration = Duration::from_millis(5);
+
+/// Start to connect. A loopback peer with room in its backlog has answered by the time the first
+/// call returns; asking again costs a call and saves a turn of the loop.
+pub fn start_connect(socket: &Socket, to: &SockAddr) -> io::Result<Connecting> {
+    let mut asked = 0;
+    loop {
+        let Err(e) = socket.connect(to) else { return Ok(Connecting::Done) };
+        asked += 1;
+        match e.raw_os_error() {
+            Some(libc::EISCONN) => return Ok(Connecting::Done),
+            Some(libc::EINTR) => {}
+            Some(libc::EINPROGRESS) if asked == 1 => {}
+            Some(libc::EINPROGRESS | libc::EALREADY) => return Ok(Connecting::InProgress),
+            Some(libc::EAGAIN) => return Ok(Connecting::BacklogFull),
+            _ => return Err(e),
+        }
+    }
+}
+
+/// An error once `deadline` has passed.
+pub fn check(deadline: Instant) -> io::Result<()> {
+    if Instant::now() < deadline { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+}

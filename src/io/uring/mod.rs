@@ -1,0 +1,163 @@
+//! The io_uring engine: a tokio-uring thread hosts tasks and timers; a ring of its own carries the
+//! bytes, with multishot receives into provided buffers, so that an idle connection holds none.
+//!
+//! Accepting and dialling are non-blocking calls that watch readiness on that same ring instead of
+//! tokio-uring's `accept` and `connect` operations: a dropped accept there leaks a descriptor
+//! (tokio-uring#129), a connect there cannot be bounded, because its socket is out of reach until
+//! it has succeeded, and each would be a second ring to enter per new connection.
+
+mod buffers;
+mod relay;
+mod ring;
+
+use std::future::Future;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use socket2::{SockRef, Socket};
+use tokio_util::sync::CancellationToken;
+
+use super::listen::{self, Ending, Next};
+use super::sock::{self, Connecting};
+use super::{Accepted, App, Engine, Flow, Gauges};
+use ring::Ring;
+pub use ring::builder as ring_builder;
+
+/// The engine. Cheap to clone; lives on one thread.
+#[derive(Clone)]
+pub struct Uring {
+    ring: Ring,
+}
+
+/// A listening socket.
+pub struct Listener {
+    socket: Socket,
+    ending: Ending,
+}
+
+impl Uring {
+    /// Run `main` to its end on a tokio-uring runtime of its own, on this thread, and leave only
+    /// when the kernel has nothing of ours any more.
+    pub fn run<F, M>(sqpoll: bool, gauges: Arc<Gauges>, main: M) -> io::Result<F::Output>
+    where
+        M: FnOnce(Self) -> F,
+        F: Future,
+    {
+        /// tokio-uring's own ring is idle while the relay ring works.
+        const HOST_ENTRIES: u32 = 64;
+        let mut host = tokio_uring::builder();
+        host.entries(HOST_ENTRIES).uring_builder(
+            tokio_uring::uring_builder().setup_coop_taskrun().setup_single_issuer(),
+        );
+        let runtime = tokio_uring::Runtime::new(&host)?;
+        runtime.block_on(async {
+            let (ring, driver) = Ring::new(sqpoll, gauges)?;
+            let driver = tokio_uring::spawn(driver);
+            let answer = main(Self { ring: ring.clone() }).await;
+            ring.quiet().await;
+            driver.abort();
+            Ok(answer)
+        })
+    }
+}
+
+impl Engine for Uring {
+    type Listener = Listener;
+    type Stream = Socket;
+
+    fn listen(&self, socket: Socket) -> io::Result<Listener> {
+        Ok(Listener { socket, ending: Ending::default() })
+    }
+
+    async fn accept(
+        &self,
+        listener: &Listener,
+        stop: &CancellationToken,
+    ) -> io::Result<Option<Accepted>> {
+        while !stop.is_cancelled() {
+            match listen::accept(&listener.socket) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                accepted => return accepted.map(Some),
+            }
+            tokio::select! {
+                () = self.ring.poll(listener.socket.as_raw_fd(), libc::POLLIN as u32) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        loop {
+            match listener.ending.step(&listener.socket)? {
+                Next::Accepted(accepted) => return Ok(Some(accepted)),
+                Next::SettleUntil(at) => self.sleep_until(at).await,
+                Next::Empty => return Ok(None),
+            }
+        }
+    }
+
+    fn listening<'a>(&self, listener: &'a Listener) -> &'a Socket {
+        &listener.socket
+    }
+
+    fn adopt(&self, socket: Socket) -> io::Result<Socket> {
+        Ok(socket)
+    }
+
+    async fn dial(&self, app: &App, timeout: Duration) -> io::Result<Socket> {
+        let deadline = Instant::now() + timeout;
+        let (socket, addr) = sock::for_app(app)?;
+        loop {
+            match sock::start_connect(&socket, &addr)? {
+                Connecting::Done => return Ok(socket),
+                Connecting::BacklogFull => {
+                    sock::check(deadline)?;
+                    self.sleep_until(Instant::now() + sock::BACKLOG_RETRY).await;
+                }
+                Connecting::InProgress => {
+                    let writable = self.ring.poll(socket.as_raw_fd(), libc::POLLOUT as u32);
+                    tokio::select! {
+                        () = writable => {}
+                        () = self.sleep_until(deadline) => return Err(io::ErrorKind::TimedOut.into()),
+                    }
+                    return socket.take_error()?.map_or(Ok(socket), Err);
+                }
+            }
+        }
+    }
+
+    async fn peer_left(&self, stream: &Socket) {
+        let events = libc::POLLRDHUP | libc::POLLERR | libc::POLLHUP;
+        self.ring.poll(stream.as_raw_fd(), events as u32).await;
+    }
+
+    async fn relay(&self, client: &Socket, app: &Socket, flow: &Rc<Flow>) {
+        self.ring.relay(client.as_raw_fd(), app.as_raw_fd(), flow).await;
+    }
+
+    async fn discard(&self, stream: &Socket) {
+        loop {
+            match (&mut &*stream).read(&mut [0; 4096]) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.ring.poll(stream.as_raw_fd(), libc::POLLIN as u32).await;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn socket<'a>(&self, stream: &'a Socket) -> SockRef<'a> {
+        SockRef::from(stream)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        tokio_uring::spawn(task);
+    }
+
+    async fn sleep_until(&self, deadline: Instant) {
+        tokio::time::sleep_until(deadline.into()).await;
+    }
+}

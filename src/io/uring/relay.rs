@@ -1,0 +1,440 @@
+//! One relayed connection inside the ring: two ways, each a multishot receive into provided
+//! buffers and one send at a time out of them. Everything here runs between two completions; no
+//! task is woken until the connection has ended.
+//!
+//! ```text
+//!   receive ── bytes ──→ waiting ──→ sending ──→ buffer given back
+//!      │ more than HIGH waiting: stop receiving; start again when all is sent
+//!      └ end of file: when all is sent, tell the sink, the way is done
+//! ```
+//!
+//! Always true: bytes leave in the order they came; a way has at most one send in the kernel (two
+//! could be reordered when the first is partial); the relay ends when both ways are done, or one
+//! side broke and what it had said before has been delivered, and every operation is back.
+
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use io_uring::{cqueue, opcode, types};
+
+use super::buffers::{Filled, GROUP};
+use super::ring::{Core, Kind};
+use crate::io::flow::{Flow, Side};
+
+/// Buffers one way may hold before it stops to receive: what a peer that does not read can pin.
+const HIGH: usize = 4;
+
+/// Buffers sent with one call.
+const VECTOR: usize = 8;
+
+/// One direction of a relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the client to the application.
+    Up,
+    /// From the application to the client.
+    Down,
+}
+
+pub struct Relay {
+    ways: [Half; 2],
+    flow: Rc<Flow>,
+    /// Operations the kernel has not completed.
+    operations: u32,
+    /// Nothing new is to be started.
+    stopping: bool,
+    state: State,
+}
+
+enum State {
+    /// Bytes move; this task waits for the end.
+    Running(Option<Waker>),
+    /// It has ended: nothing of it is in the kernel.
+    Ended,
+    /// Nobody waits for the end; the slot goes with the last operation.
+    Forgotten,
+}
+
+/// One way's state.
+struct Half {
+    source: RawFd,
+    sink: RawFd,
+    receive: Receive,
+    waiting: VecDeque<Filled>,
+    /// How many buffers at the head of `waiting` the kernel is sending. 0: none.
+    sending: usize,
+    message: Option<Box<Message>>,
+    /// Nothing more comes from the source.
+    ended: bool,
+    /// The end was an end of file, to be passed on.
+    end_of_file: bool,
+    /// All has been sent and the sink was told; or the sink is gone.
+    done: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receive {
+    /// Not in the kernel.
+    Off,
+    /// In the kernel, delivering.
+    On,
+    /// In the kernel, told to stop.
+    Stopping,
+}
+
+/// What `sendmsg` reads while it runs: it must not move or go before the completion.
+struct Message {
+    header: libc::msghdr,
+    vectors: [libc::iovec; VECTOR],
+}
+
+impl Way {
+    const fn from(self) -> Side {
+        match self {
+            Self::Up => Side::Client,
+            Self::Down => Side::App,
+        }
+    }
+
+    const fn receive(self) -> Kind {
+        match self {
+            Self::Up => Kind::ReceiveUp,
+            Self::Down => Kind::ReceiveDown,
+        }
+    }
+
+    const fn send(self) -> Kind {
+        match self {
+            Self::Up => Kind::SendUp,
+            Self::Down => Kind::SendDown,
+        }
+    }
+
+    const fn out_of(side: Side) -> Self {
+        match side {
+            Side::Client => Self::Up,
+            Side::App => Self::Down,
+        }
+    }
+}
+
+impl Relay {
+    pub fn new(client: RawFd, app: RawFd, flow: Rc<Flow>) -> Self {
+        Self {
+            ways: [Half::new(client, app), Half::new(app, client)],
+            flow,
+            operations: 0,
+            stopping: false,
+            state: State::Running(None),
+        }
+    }
+
+    pub fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.state {
+            State::Running(waker) => {
+                *waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            State::Ended | State::Forgotten => Poll::Ready(()),
+        }
+    }
+
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+
+    /// Nobody waits for the end any more.
+    pub fn forget(&mut self) {
+        if !self.has_ended() {
+            self.state = State::Forgotten;
+        }
+    }
+
+    /// Whether there is nothing left to do but to wait for operations to come back.
+    fn is_over(&self) -> bool {
+        self.stopping || self.ways.iter().all(|way| way.done) || self.broken_side_has_spoken()
+    }
+
+    /// One side broke, and what it had said before has been delivered.
+    fn broken_side_has_spoken(&self) -> bool {
+        let Some(side) = self.flow.broken() else { return false };
+        let last_words = &self.ways[Way::out_of(side) as usize];
+        last_words.done
+    }
+}
+
+impl Half {
+    const fn new(source: RawFd, sink: RawFd) -> Self {
+        Self {
+            source,
+            sink,
+            receive: Receive::Off,
+            waiting: VecDeque::new(),
+            sending: 0,
+            message: None,
+            ended: false,
+            end_of_file: false,
+            done: false,
+        }
+    }
+}
+
+impl Core {
+    /// Begin to receive on both ways.
+    pub(super) fn start(&mut self, key: usize) {
+        self.receive(key, Way::Up);
+        self.receive(key, Way::Down);
+    }
+
+    /// Bytes, the end, or an error came from a way's source.
+    pub(super) fn received(&mut self, key: usize, way: Way, result: i32, flags: u32) {
+        let relay = &mut self.relays[key];
+        let half = &mut relay.ways[way as usize];
+        let last = !cqueue::more(flags);
+        if last {
+            half.receive = Receive::Off;
+            relay.operations -= 1;
+        }
+        if let Some(id) = cqueue::buffer_select(flags) {
+            let filled = self.buffers.take(id, result.max(0) as u32);
+            if result > 0 && !half.done {
+                half.waiting.push_back(filled);
+            } else {
+                self.buffers.give_back(id);
+            }
+        }
+        match result {
+            1.. if !half.done => {
+                let full = half.waiting.len() >= HIGH && half.receive == Receive::On;
+                if full {
+                    half.receive = Receive::Stopping;
+                }
+                if half.sending == 0 {
+                    self.send(key, way);
+                } else {
+                    // More came before the last was taken.
+                    relay.flow.block(way.from().other());
+                }
+                if full {
+                    self.cancel(way.receive().of(key));
+                }
+            }
+            0 => {
+                half.ended = true;
+                half.end_of_file = true;
+                relay.flow.finish(way.from());
+            }
+            // Late bytes for a sink that is gone.
+            1.. => {}
+            error if is_pause(-error) => {}
+            _ => {
+                half.ended = true;
+                if !half.done {
+                    relay.flow.fail(way.from());
+                }
+            }
+        }
+        self.go_on(key, way);
+    }
+
+    /// A send of a way is back.
+    pub(super) fn sent(&mut self, key: usize, way: Way, result: i32) {
+        let relay = &mut self.relays[key];
+        relay.operations -= 1;
+        let half = &mut relay.ways[way as usize];
+        half.sending = 0;
+        if result > 0 {
+            relay.flow.moved(way.from(), result as usize);
+            let mut left = result as u32;
+            while left > 0 {
+                let head = half.waiting.front_mut().expect("what was sent was waiting");
+                if head.len > left {
+                    head.at += left;
+                    head.len -= left;
+                    break;
+                }
+                left -= head.len;
+                self.buffers.give_back(head.id);
+                half.waiting.pop_front();
+            }
+        } else if !is_pause(-result) {
+            // The sink is gone; what waits for it goes with it.
+            relay.flow.fail(way.from().other());
+            half.done = true;
+            for filled in half.waiting.drain(..) {
+                self.buffers.give_back(filled.id);
+            }
+            if half.receive == Receive::On {
+                half.receive = Receive::Stopping;
+                self.cancel(way.receive().of(key));
+            }
+        }
+        self.go_on(key, way);
+    }
+
+    /// After an enter: a send that is still out waits for its peer to read.
+    pub(super) fn note_unanswered(&mut self, key: usize, way: Way) {
+        if let Some(relay) = self.relays.get(key)
+            && relay.ways[way as usize].sending > 0
+        {
+            relay.flow.block(way.from().other());
+        }
+    }
+
+    /// Break the relay off: bring every operation back, deliver nothing more.
+    pub(super) fn stop(&mut self, key: usize) {
+        self.relays[key].stopping = true;
+        self.recall(key);
+        self.settle(key);
+    }
+
+    /// Forget a relay nobody waits for, once the kernel has.
+    pub(super) fn reap(&mut self, key: usize) {
+        if self.relays[key].operations == 0 {
+            self.discard(key);
+            self.relays.remove(key);
+        }
+    }
+
+    /// Buffers are to be had again: let the starved receive.
+    pub(super) fn feed(&mut self) {
+        for (key, way) in std::mem::take(&mut self.starved) {
+            if self.relays.contains(key) {
+                self.go_on(key, way);
+            }
+        }
+    }
+
+    /// What a way does next, whatever just happened.
+    fn go_on(&mut self, key: usize, way: Way) {
+        let relay = &mut self.relays[key];
+        let half = &mut relay.ways[way as usize];
+        if !relay.stopping && !half.done {
+            if half.sending == 0 && !half.waiting.is_empty() {
+                self.send(key, way);
+            } else if half.sending == 0 && half.ended {
+                half.done = true;
+                if half.end_of_file && !relay.flow.deliver(way.from()) {
+                    shutdown_write(half.sink);
+                }
+            } else if half.receive == Receive::Off && !half.ended && half.waiting.is_empty() {
+                self.receive(key, way);
+            }
+        }
+        self.settle(key);
+    }
+
+    /// End the relay if it is over: first what is still in the kernel has to come back.
+    fn settle(&mut self, key: usize) {
+        let relay = &mut self.relays[key];
+        if !relay.is_over() {
+            return;
+        }
+        if relay.operations > 0 {
+            if !relay.stopping {
+                relay.stopping = true;
+                self.recall(key);
+            }
+            return;
+        }
+        match std::mem::replace(&mut relay.state, State::Ended) {
+            State::Running(waker) => {
+                self.discard(key);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            State::Forgotten => self.reap(key),
+            State::Ended => {}
+        }
+    }
+
+    /// Ask for every operation of a relay back.
+    fn recall(&mut self, key: usize) {
+        for way in [Way::Up, Way::Down] {
+            let half = &mut self.relays[key].ways[way as usize];
+            let (receiving, sending) = (half.receive != Receive::Off, half.sending > 0);
+            if receiving {
+                self.cancel(way.receive().of(key));
+            }
+            if sending {
+                self.cancel(way.send().of(key));
+            }
+        }
+    }
+
+    /// Give back the buffers of bytes that will not be delivered.
+    fn discard(&mut self, key: usize) {
+        for half in &mut self.relays[key].ways {
+            for filled in half.waiting.drain(..) {
+                self.buffers.give_back(filled.id);
+            }
+        }
+    }
+
+    fn receive(&mut self, key: usize, way: Way) {
+        if !self.buffers.offer() {
+            return self.starved.push((key, way));
+        }
+        let relay = &mut self.relays[key];
+        let half = &mut relay.ways[way as usize];
+        half.receive = Receive::On;
+        relay.operations += 1;
+        let entry = opcode::RecvMulti::new(types::Fd(half.source), GROUP).build();
+        self.push(entry, way.receive().of(key));
+    }
+
+    /// Send what waits: one buffer as it is, several with one call.
+    fn send(&mut self, key: usize, way: Way) {
+        /// All of it, or an error: a partial send would only make us ask again.
+        const FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+        let relay = &mut self.relays[key];
+        let half = &mut relay.ways[way as usize];
+        if relay.stopping {
+            return;
+        }
+        let count = half.waiting.len().min(VECTOR);
+        let entry = if count == 1 {
+            let filled = half.waiting[0];
+            let bytes = self.buffers.pointer(filled);
+            opcode::Send::new(types::Fd(half.sink), bytes, filled.len).flags(FLAGS).build()
+        } else {
+            let message = half.message.get_or_insert_with(Message::boxed);
+            for (vector, filled) in message.vectors.iter_mut().zip(&half.waiting) {
+                vector.iov_base = self.buffers.pointer(*filled).cast_mut().cast();
+                vector.iov_len = filled.len as usize;
+            }
+            message.header.msg_iov = message.vectors.as_mut_ptr();
+            message.header.msg_iovlen = count;
+            opcode::SendMsg::new(types::Fd(half.sink), &raw const message.header)
+                .flags(FLAGS as u32)
+                .build()
+        };
+        half.sending = count;
+        relay.operations += 1;
+        self.sent.push((key, way));
+        self.push(entry, way.send().of(key));
+    }
+}
+
+impl Message {
+    #[allow(unsafe_code, reason = "msghdr has private padding on some C libraries")]
+    fn boxed() -> Box<Self> {
+        // SAFETY: all zeroes is a valid msghdr and iovec: null pointers and zero lengths.
+        Box::new(unsafe { std::mem::zeroed() })
+    }
+}
+
+/// An error that means "not now": no buffer, told to stop, or interrupted.
+const fn is_pause(errno: i32) -> bool {
+    matches!(errno, libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN)
+}
+
+#[allow(unsafe_code, reason = "the ring knows descriptors, not their owners")]
+fn shutdown_write(fd: RawFd) {
+    // SAFETY: the relay's contract is that both sockets stay open until it has ended.
+    let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
+}

@@ -1,0 +1,195 @@
+//! How much each client address has active and queued, and whether one more is too much.
+//!
+//! Counted also while no cap is set, so that a cap switched on live covers what is already there.
+//!
+//! Always true: an address is in the census exactly while something of it is active or queued, so the
+//! census is no larger than what the gate holds. Checking and counting happen under one lock, so two
+//! arrivals cannot both be the last allowed.
+
+use super::sync::{AtomicU64, Mutex, Ordering, lock};
+use super::{Mode, Settings};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+/// Enough that the few worker threads a sidecar has seldom meet on one lock.
+const SHARDS: usize = 16;
+
+/// An empty shard keeps room for this many addresses; what a flood made it grow to is given back.
+const KEPT: usize = 256;
+
+/// Set in the rule while an arrival beyond the cap is refused, and not only noted.
+const REFUSES: u64 = 1 << 32;
+
+/// A client's address as it is counted: IPv4 and IPv4 mapped into IPv6 are the same client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Client(Ipv6Addr);
+
+/// Whether an arrival was counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Census {
+    /// Counted, and within the cap.
+    Within,
+    /// Counted, though a cap in force would refuse it.
+    Beyond,
+    /// Not counted: the client has as much as one client may have.
+    Refused,
+}
+
+/// The census of one gate.
+pub(super) struct Clients {
+    /// The cap (0: none) in the low half, and REFUSES. One word, so that no arrival sees the cap of
+    /// one setting under the mode of another.
+    rule: AtomicU64,
+    shards: [Mutex<HashMap<Client, u32>>; SHARDS],
+}
+
+impl From<IpAddr> for Client {
+    fn from(address: IpAddr) -> Self {
+        Self(match address {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        })
+    }
+}
+
+impl Clients {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            rule: AtomicU64::new(rule(settings)),
+            shards: std::array::from_fn(|_| Mutex::new(HashMap::new())),
+        }
+    }
+
+    /// Puts another cap into force for who comes from now on; nobody inside is sent away.
+    pub(super) fn apply(&self, settings: &Settings) {
+        self.rule.store(rule(settings), Ordering::Release);
+    }
+
+    /// Counts an arrival, unless the client has too much already. Who is counted must [`leave`](Self::leave).
+    pub(super) fn join(&self, client: Client) -> Census {
+        let rule = self.rule.load(Ordering::Acquire);
+        let cap = rule as u32; // the low half, by layout
+        let mut shard = lock(self.shard(client));
+        let count = shard.entry(client).or_insert(0);
+        let beyond = cap != 0 && *count >= cap;
+        if beyond && rule & REFUSES != 0 {
+            // The count is not 0, so this leaves no empty entry behind: the cap is at least 1.
+            return Census::Refused;
+        }
+        *count += 1;
+        if beyond {
+            Census::Beyond
+        } else {
+            Census::Within
+        }
+    }
+
+    pub(super) fn leave(&self, client: Client) {
+        let mut shard = lock(self.shard(client));
+        match shard.get_mut(&client) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => {
+                shard.remove(&client);
+                if shard.is_empty() && shard.capacity() > KEPT {
+                    *shard = HashMap::new();
+                }
+            }
+        }
+    }
+
+    /// Neighbouring addresses differ in the last bytes. Somebody who aims for one shard gains
+    /// contention on a lock held for nanoseconds; the maps themselves hash with a secret key.
+    fn shard(&self, client: Client) -> &Mutex<HashMap<Client, u32>> {
+        let folded = client.0.octets().into_iter().fold(0, |a, b| a ^ b);
+        &self.shards[usize::from(folded ^ folded >> 4) % SHARDS]
+    }
+}
+
+fn rule(settings: &Settings) -> u64 {
+    let cap = settings
+        .per_client_limit
+        .map_or(0, |cap| u64::from(cap.get()));
+    match settings.mode {
+        Mode::Enforce => cap | REFUSES,
+        Mode::Observe | Mode::Off => cap,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::NonZeroU32;
+
+    fn capped(mode: Mode, cap: u32) -> Settings {
+        Settings {
+            mode,
+            per_client_limit: NonZeroU32::new(cap),
+            ..Settings::plain(mode)
+        }
+    }
+
+    fn client(address: &str) -> Client {
+        Client::from(address.parse::<IpAddr>().unwrap())
+    }
+
+    fn entries(clients: &Clients) -> usize {
+        clients.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    #[test]
+    fn refuses_beyond_the_cap_and_each_client_by_itself() {
+        let clients = Clients::new(&capped(Mode::Enforce, 2));
+        let (one, other) = (client("192.0.2.1"), client("2001:db8::1"));
+        assert_eq!(clients.join(one), Census::Within);
+        assert_eq!(clients.join(one), Census::Within);
+        assert_eq!(clients.join(one), Census::Refused);
+        assert_eq!(clients.join(other), Census::Within);
+        clients.leave(one);
+        assert_eq!(clients.join(one), Census::Within);
+    }
+
+    #[test]
+    fn a_cap_switched_on_live_covers_what_is_already_there() {
+        let clients = Clients::new(&capped(Mode::Enforce, 0));
+        let one = client("192.0.2.1");
+        assert_eq!([(); 3].map(|()| clients.join(one)), [Census::Within; 3]);
+        clients.apply(&capped(Mode::Enforce, 3));
+        assert_eq!(clients.join(one), Census::Refused);
+    }
+
+    #[test]
+    fn observing_notes_what_enforcing_would_refuse() {
+        let clients = Clients::new(&capped(Mode::Observe, 1));
+        let one = client("192.0.2.1");
+        assert_eq!(clients.join(one), Census::Within);
+        assert_eq!(clients.join(one), Census::Beyond);
+    }
+
+    #[test]
+    fn an_ipv4_client_is_the_same_through_an_ipv6_socket() {
+        assert_eq!(client("192.0.2.1"), client("::ffff:192.0.2.1"));
+    }
+
+    #[test]
+    fn who_has_nothing_here_is_not_in_the_census() {
+        let clients = Clients::new(&capped(Mode::Enforce, 1));
+        let all: Vec<_> = (0..=u16::MAX)
+            .map(|n| Client(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n)))
+            .collect();
+        for &client in &all {
+            assert_eq!(clients.join(client), Census::Within);
+            assert_eq!(clients.join(client), Census::Refused);
+        }
+        assert_eq!(entries(&clients), all.len());
+        for &client in &all {
+            clients.leave(client);
+        }
+        assert_eq!(entries(&clients), 0);
+        for shard in &clients.shards {
+            assert!(
+                lock(shard).capacity() <= KEPT,
+                "the flood's memory is given back"
+            );
+        }
+    }
+}

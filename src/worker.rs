@@ -1,0 +1,51 @@
+//! One thread = one engine = one accept loop per port. Workers share the listening sockets and the
+//! gates, nothing else: a worker that is stuck strands nobody in a backlog of its own.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use socket2::Socket;
+use tokio_util::task::TaskTracker;
+
+use crate::conn::{self, Port};
+use crate::io::epoll::Epoll;
+use crate::io::probe::Selected;
+use crate::io::uring::Uring;
+use crate::io::{Engine, Gauges};
+
+/// What a worker serves: a port, and a descriptor of its listening socket.
+pub type Listening = Vec<(Arc<Port>, Socket)>;
+
+/// Start worker `number`. The thread ends when its listeners have closed and its connections have
+/// ended, or with the error that kept it from starting.
+pub fn start(
+    number: usize,
+    engine: Selected,
+    listening: Listening,
+    gauges: Arc<Gauges>,
+) -> io::Result<JoinHandle<io::Result<()>>> {
+    thread::Builder::new().name(format!("tidegate-w{number}")).spawn(move || match engine {
+        Selected::Epoll => Epoll::run(gauges, |engine| work(engine, listening)),
+        Selected::Uring { sqpoll } => Uring::run(sqpoll, gauges, |engine| work(engine, listening)),
+    })
+}
+
+/// The whole life of a worker.
+async fn work<E: Engine>(engine: E, listening: Listening) {
+    let connections = TaskTracker::new();
+    let accepting = TaskTracker::new();
+    for (port, socket) in listening {
+        match engine.listen(socket) {
+            Ok(listener) => {
+                let accept = conn::accept(engine.clone(), port, listener, connections.clone());
+                engine.spawn(accepting.track_future(accept));
+            }
+            Err(error) => tracing::error!(port = %port.listen, %error, "cannot watch the listener"),
+        }
+    }
+    accepting.close();
+    accepting.wait().await;
+    connections.close();
+    connections.wait().await;
+}
