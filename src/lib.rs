@@ -1,7 +1,3 @@
-<<<<<<< HEAD
-pub mod limit;
-pub mod outcome;
-=======
 //! Tidegate holds back the tide.
 pub mod admin;
 pub mod cli;
@@ -16,4 +12,3 @@ pub mod outcome;
 pub mod settings;
 pub mod telemetry;
 pub mod worker;
->>>>>>> main

@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 //! Decides how much traffic is let in at once. One [`Gate`] per port; no socket, no runtime and no
 //! clock of its own, so that tests, the model checker and a simulator run the very same code.
 //!
@@ -180,4 +177,3 @@ mod tests {
         );
     }
 }
->>>>>>> main

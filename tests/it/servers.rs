@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::ledger::{End, Ledger};
-use crate::support::{Engine, SOON, engines, process, scale, skip, sockets, until};
+use crate::support::{Engine, Over, SOON, engines, process, scale, skip, sockets, until};
 
 engines!(nginx, postgresql, redis);
 
@@ -96,12 +96,13 @@ fn fifty(client: impl Fn() -> End + Sync, ask_server: impl Fn() -> u64 + Sync) -
                 most.fetch_max(ask_server(), Ordering::Relaxed);
             }
         });
+        let over = Over(&over);
         let clients: Vec<_> = (0..50).map(|_| scope.spawn(&client)).collect();
         let ends = clients
             .into_iter()
             .map(|client| client.join().expect("no panic"));
         let ledger: Ledger = ends.collect();
-        over.store(true, Ordering::Relaxed);
+        drop(over);
         (ledger, most.load(Ordering::Relaxed))
     })
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::ledger::{self, Client, End};
 use crate::support::oracle::{Oracle, Script};
-use crate::support::{Engine, Rng, SOON, engines, scale, sockets, until};
+use crate::support::{Engine, Over, Rng, SOON, engines, scale, sockets, until};
 
 engines!(
     a_storm_under_a_changing_limit,
@@ -47,11 +47,10 @@ fn a_storm_under_a_changing_limit(engine: Engine) {
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
             }
         });
-        let ledger = ledger::closed_loop(48, scale(3_000, 20_000), |_, turn| {
+        let _over = Over(&over);
+        ledger::closed_loop(48, scale(3_000, 20_000), |_, turn| {
             stormy(&gateway, &mut Rng::new(seed ^ (turn << 20)))
-        });
-        over.store(true, Ordering::Relaxed);
-        ledger
+        })
     });
 
     assert_eq!(ledger.of(End::Lost), 0, "{ledger:?}");

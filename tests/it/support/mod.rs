@@ -101,6 +101,15 @@ pub(crate) fn until(what: &str, bound: Duration, mut condition: impl FnMut() -> 
     start.elapsed()
 }
 
+/// Sets a flag when dropped, so that a helper thread ends also when the test fails.
+pub(crate) struct Over<'a>(pub(crate) &'a std::sync::atomic::AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
 /// The bound for things that have no promised time.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
