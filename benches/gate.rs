@@ -20,10 +20,7 @@ fn settings(mode: Mode, limit: u32, queue_length: u32) -> Settings {
         queue_length,
         queue_timeout: Duration::from_secs(5),
         per_client_limit: NonZeroU32::new(1_000_000),
-        shadow_limits: [25, 50, 100, 200, 400]
-            .into_iter()
-            .filter_map(NonZeroU32::new)
-            .collect(),
+        shadow_limits: [25, 50, 100, 200, 400].into_iter().filter_map(NonZeroU32::new).collect(),
     }
 }
 
@@ -48,14 +45,8 @@ fn uncontended(c: &mut Criterion) {
     let v4 = Some(IpAddr::from([192, 0, 2, 1]));
     let v6 = Some("2001:db8::1".parse().expect("an address"));
     let gate = Gate::new(&settings(Mode::Enforce, 100, 100));
-    for (name, client) in [
-        ("no client", None),
-        ("IPv4 client", v4),
-        ("IPv6 client", v6),
-    ] {
-        group.bench_function(name, |b| {
-            b.iter(|| drop(gate.enter(now, black_box(client))))
-        });
+    for (name, client) in [("no client", None), ("IPv4 client", v4), ("IPv6 client", v6)] {
+        group.bench_function(name, |b| b.iter(|| drop(gate.enter(now, black_box(client)))));
     }
     let gate = Gate::new(&settings(Mode::Observe, 100, 100));
     group.bench_function("observing, 5 shadow limits", |b| {
@@ -87,18 +78,15 @@ fn contended(c: &mut Criterion) {
 
     let gate = Gate::new(&settings(Mode::Enforce, 1, 0));
     let inside = admitted(gate.enter(now, None));
-    group.bench_function("refuse", |b| {
-        b.iter(|| drop(gate.enter(now, black_box(None))))
-    });
+    group.bench_function("refuse", |b| b.iter(|| drop(gate.enter(now, black_box(None)))));
     drop(inside);
 
     // Queue, be called by the permit before, take its slot: the whole life of one who waits.
     for waiters in [1, 100, 10_000] {
         let gate = Gate::new(&settings(Mode::Enforce, 1, 20_000));
         let mut inside = Some(admitted(gate.enter(now, None)));
-        let mut line: std::collections::VecDeque<_> = (1..waiters)
-            .map(|_| waiting(gate.enter(now, None)))
-            .collect();
+        let mut line: std::collections::VecDeque<_> =
+            (1..waiters).map(|_| waiting(gate.enter(now, None))).collect();
         group.bench_function(format!("hand over, {waiters} waiting"), |b| {
             b.iter(|| {
                 let mut last = waiting(gate.enter(now, None));
@@ -117,9 +105,7 @@ fn contended(c: &mut Criterion) {
     // Joining and leaving at the end of a long queue.
     let gate = Gate::new(&settings(Mode::Enforce, 1, 20_000));
     let inside = admitted(gate.enter(now, None));
-    let line: Vec<_> = (0..10_000)
-        .map(|_| waiting(gate.enter(now, None)))
-        .collect();
+    let line: Vec<_> = (0..10_000).map(|_| waiting(gate.enter(now, None))).collect();
     group.bench_function("give up, 10000 waiting", |b| {
         b.iter(|| drop(waiting(gate.enter(now, None))));
     });

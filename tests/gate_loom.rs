@@ -58,11 +58,7 @@ struct Inside {
 
 impl Scene {
     fn new(limit: u32) -> Self {
-        Self {
-            gate: Gate::new(&settings(limit)),
-            now: Instant::now(),
-            inside: Arc::default(),
-        }
+        Self { gate: Gate::new(&settings(limit)), now: Instant::now(), inside: Arc::default() }
     }
 
     fn enter(&self) -> Entry {
@@ -85,14 +81,8 @@ impl Scene {
 
     fn count(&self, permit: Permit, limit: u32) -> Inside {
         let others = self.inside.fetch_add(1, Ordering::SeqCst);
-        assert!(
-            others < limit,
-            "{others} others inside, the limit is {limit}"
-        );
-        Inside {
-            permit: Some(permit),
-            inside: self.inside.clone(),
-        }
+        assert!(others < limit, "{others} others inside, the limit is {limit}");
+        Inside { permit: Some(permit), inside: self.inside.clone() }
     }
 
     fn spawn(&self, act: impl FnOnce(Self) + 'static) -> thread::JoinHandle<()> {
@@ -197,9 +187,7 @@ fn concurrent_cancel() {
                 drop(ticket);
             }
         };
-        let Entry::Wait(earlier) = scene.enter() else {
-            panic!("there is no slot")
-        };
+        let Entry::Wait(earlier) = scene.enter() else { panic!("there is no slot") };
         let threads = [scene.spawn(give_up), scene.spawn(move |_| drop(earlier))];
         drop(held);
         drop(scene.pass(1).unwrap());
@@ -283,9 +271,7 @@ fn cancel_after_grant() {
     model(2, || {
         let scene = Scene::new(1);
         let held = scene.pass(1).unwrap();
-        let Entry::Wait(called) = scene.enter() else {
-            panic!("there is no slot")
-        };
+        let Entry::Wait(called) = scene.enter() else { panic!("there is no slot") };
         drop(held);
         let patient = scene.spawn(|scene| drop(scene.pass(1).unwrap()));
         let passing = scene.spawn(|scene| drop(scene.pass(1).unwrap()));
@@ -335,10 +321,7 @@ fn limit_lowered_versus_release() {
 fn room_versus_release() {
     model(2, || {
         let scene = Scene::new(1);
-        scene.gate.apply(&Settings {
-            queue_length: 0,
-            ..settings(1)
-        });
+        scene.gate.apply(&Settings { queue_length: 0, ..settings(1) });
         let held = scene.pass(1).unwrap();
         // An accept loop that holds back connections, and somebody who takes the room it was told of.
         let accept_loop = scene.spawn(|scene| {
@@ -361,10 +344,7 @@ fn room_versus_release() {
 fn a_clients_last_place_is_given_once() {
     model(3, || {
         let scene = Scene::new(2);
-        scene.gate.apply(&Settings {
-            per_client_limit: NonZeroU32::new(1),
-            ..settings(2)
-        });
+        scene.gate.apply(&Settings { per_client_limit: NonZeroU32::new(1), ..settings(2) });
         let arrive = |scene: Scene| {
             let client = std::net::IpAddr::from([192, 0, 2, 1]);
             match scene.gate.enter(scene.now, Some(client)) {

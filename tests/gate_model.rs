@@ -157,10 +157,7 @@ impl Model {
     fn position(&self, index: usize) -> usize {
         let ahead = &self.tickets[..=index];
         match self.tickets[index].standing {
-            Standing::Waiting => ahead
-                .iter()
-                .filter(|t| t.standing == Standing::Waiting)
-                .count(),
+            Standing::Waiting => ahead.iter().filter(|t| t.standing == Standing::Waiting).count(),
             Standing::Called | Standing::SentAway => 0,
         }
     }
@@ -170,15 +167,9 @@ impl Model {
             return Answer::Refused(Reason::Draining);
         }
         let beyond_cap = client.is_some() && {
-            let clients = self
-                .permits
-                .iter()
-                .copied()
-                .chain(self.tickets.iter().map(|t| t.client));
+            let clients = self.permits.iter().copied().chain(self.tickets.iter().map(|t| t.client));
             let count = clients.filter(|&other| other == client).count();
-            self.settings
-                .per_client_limit
-                .is_some_and(|cap| count >= cap.get() as usize)
+            self.settings.per_client_limit.is_some_and(|cap| count >= cap.get() as usize)
         };
         if beyond_cap && self.settings.mode == Mode::Enforce {
             return Answer::Refused(Reason::PerClientLimit);
@@ -197,11 +188,7 @@ impl Model {
         }
         if self.queue_has_room() {
             let (enqueued, standing) = (self.now, Standing::Waiting);
-            self.tickets.push(Waiter {
-                client,
-                enqueued,
-                standing,
-            });
+            self.tickets.push(Waiter { client, enqueued, standing });
             return Answer::Waits;
         }
         Answer::Refused(match self.settings.queue_length {
@@ -251,10 +238,7 @@ impl Model {
     /// Slots that are free go to those who wait, first come, first served.
     fn settle(&mut self) {
         while self.active() < self.limit()
-            && let Some(head) = self
-                .tickets
-                .iter_mut()
-                .find(|t| t.standing == Standing::Waiting)
+            && let Some(head) = self.tickets.iter_mut().find(|t| t.standing == Standing::Waiting)
         {
             head.standing = Standing::Called;
         }
@@ -268,9 +252,7 @@ impl Model {
             active: self.active() as u32,
             queued: self.count(Standing::Waiting) as u32,
             peak_active: self.peak as u32,
-            shadow: limits
-                .map(|limit| (limit.get(), self.shadow[&limit.get()]))
-                .collect(),
+            shadow: limits.map(|limit| (limit.get(), self.shadow[&limit.get()])).collect(),
             would_refuse: self.would_refuse,
         }
     }
@@ -340,10 +322,7 @@ fn step(model: &mut Model, real: &mut Real, event: &Event) {
             (Answer::None, Answer::None)
         }
         Event::PollRoom => {
-            let ready = real
-                .accept_loop
-                .poll(|cx| real.gate.poll_room(cx))
-                .is_ready();
+            let ready = real.accept_loop.poll(|cx| real.gate.poll_room(cx)).is_ready();
             (Answer::Room(model.has_room()), Answer::Room(ready))
         }
         Event::Advance(time) => {
@@ -373,10 +352,7 @@ fn step(model: &mut Model, real: &mut Real, event: &Event) {
         let may_sleep = waiter.standing == Standing::Waiting && !woken_for_all;
         assert!(may_sleep || !task.asleep(), "ticket {index} was not woken");
     }
-    assert!(
-        !(model.has_room() && real.accept_loop.asleep()),
-        "nobody told of the room"
-    );
+    assert!(!(model.has_room() && real.accept_loop.asleep()), "nobody told of the room");
 }
 
 fn number(range: std::ops::Range<u32>) -> impl Strategy<Value = Option<NonZeroU32>> {
@@ -449,9 +425,8 @@ fn assert_nothing_left(gate: &Gate, closed: bool) {
         per_client_limit: one_each,
         ..seen.settings
     });
-    let entries: Vec<_> = (0..CLIENTS)
-        .map(|c| gate.enter(Instant::now(), Some(address(c))))
-        .collect();
+    let entries: Vec<_> =
+        (0..CLIENTS).map(|c| gate.enter(Instant::now(), Some(address(c)))).collect();
     for entry in entries {
         match entry {
             Entry::Admit(_) => assert!(!closed),
@@ -514,11 +489,7 @@ fn threads_never_outnumber_the_limit_and_leave_nothing_behind() {
                         }
                         Entry::Wait(ticket) => {
                             // Some look only when it is too late.
-                            let late = if dice % 7 == 0 {
-                                TIMEOUT * 2
-                            } else {
-                                Duration::ZERO
-                            };
+                            let late = if dice % 7 == 0 { TIMEOUT * 2 } else { Duration::ZERO };
                             match wait(ticket, now + late) {
                                 Ok(permit) => permit,
                                 Err(reason) => {

@@ -66,30 +66,15 @@ fn five_hundred_in_flight_and_two_hundred_queued(engine: Engine) {
         let report = scope.spawn(|| gateway.drain_report(Duration::from_secs(60)));
         let ledger: Ledger = clients.iter_mut().map(Client::end).collect();
         assert_eq!(ledger.of(End::Answered), 700, "{ledger:?}");
-        (
-            load.join().expect("no panic"),
-            report.join().expect("no panic"),
-        )
+        (load.join().expect("no panic"), report.join().expect("no panic"))
     });
     let answered: Vec<u64> = oracle.ids();
-    let waited: Vec<u64> = answered
-        .iter()
-        .copied()
-        .filter(|id| order.contains(id))
-        .collect();
+    let waited: Vec<u64> = answered.iter().copied().filter(|id| order.contains(id)).collect();
     assert_sorted_but_for(&waited, &order, 20);
-    assert_eq!(
-        late.of(End::Lost) + late.of(End::Reset) + late.of(End::TimedOut),
-        0,
-        "{late:?}"
-    );
+    assert_eq!(late.of(End::Lost) + late.of(End::Reset) + late.of(End::TimedOut), 0, "{late:?}");
     assert_eq!(report.in_flight_at_start, 500, "{report:?}");
     assert_eq!(report.queued_at_start, 200, "{report:?}");
-    assert_eq!(
-        report.finished,
-        700 + late.of(End::Answered),
-        "{report:?} {late:?}"
-    );
+    assert_eq!(report.finished, 700 + late.of(End::Answered), "{report:?} {late:?}");
     assert_eq!(report.cut, 0, "{report:?}");
     assert_eq!(report.refused, late.of(End::Refused), "{report:?} {late:?}");
     assert_eq!(oracle.peak(), 500);
@@ -101,10 +86,7 @@ fn five_hundred_in_flight_and_two_hundred_queued(engine: Engine) {
 fn assert_sorted_but_for(served: &[u64], order: &[u64], places: usize) {
     assert_eq!(served.len(), order.len());
     for (place, id) in order.iter().enumerate() {
-        let at = served
-            .iter()
-            .position(|other| other == id)
-            .expect("it was served");
+        let at = served.iter().position(|other| other == id).expect("it was served");
         assert!(
             at.abs_diff(place) <= places,
             "number {place} to come was number {at} to be served"
@@ -116,22 +98,15 @@ fn assert_sorted_but_for(served: &[u64], order: &[u64], places: usize) {
 /// refused, not reset, when the listener closes.
 fn the_backlog_is_served_or_refused(engine: Engine) {
     let oracle = Oracle::start(Script::Work);
-    let mut gateway = Setup::new(engine, oracle.address)
-        .set("limit", 10)
-        .set("queue-length", 20)
-        .start();
+    let mut gateway =
+        Setup::new(engine, oracle.address).set("limit", 10).set("queue-length", 20).start();
     gateway.signal(Signal::STOP); // so that the connections stay in the backlog
-    let mut clients: Vec<_> = (0..100)
-        .map(|_| Client::asking(gateway.address, Duration::ZERO))
-        .collect();
+    let mut clients: Vec<_> =
+        (0..100).map(|_| Client::asking(gateway.address, Duration::ZERO)).collect();
     gateway.signal(Signal::TERM);
     gateway.signal(Signal::CONT);
     let ledger: Ledger = clients.iter_mut().map(Client::end).collect();
-    assert_eq!(
-        ledger.of(End::Answered) + ledger.of(End::Refused),
-        100,
-        "{ledger:?}"
-    );
+    assert_eq!(ledger.of(End::Answered) + ledger.of(End::Refused), 100, "{ledger:?}");
     assert!(oracle.peak() <= 10);
     assert_eq!(gateway.wait_exit(SOON).code(), Some(0));
 }
@@ -139,23 +114,15 @@ fn the_backlog_is_served_or_refused(engine: Engine) {
 /// P6, T12: a client that never ends is cut at the deadline: exit 0, and it is counted.
 fn a_stuck_client_does_not_pass_the_deadline(engine: Engine) {
     let oracle = Oracle::start(Script::Stall);
-    let mut gateway = Setup::new(engine, oracle.address)
-        .set("drain-timeout", "1s")
-        .start();
+    let mut gateway = Setup::new(engine, oracle.address).set("drain-timeout", "1s").start();
     let mut stuck = Client::asking(gateway.address, Duration::ZERO);
     until("it is in", SOON, || oracle.count() == 1);
     let start = Instant::now();
     gateway.drain();
     let report = gateway.drain_report(SOON);
     let took = start.elapsed();
-    assert_eq!(
-        (report.in_flight_at_start, report.finished, report.cut),
-        (1, 0, 1)
-    );
-    assert!(
-        took >= Duration::from_millis(900) && took < slack(Duration::from_secs(1)),
-        "{took:?}"
-    );
+    assert_eq!((report.in_flight_at_start, report.finished, report.cut), (1, 0, 1));
+    assert!(took >= Duration::from_millis(900) && took < slack(Duration::from_secs(1)), "{took:?}");
     assert_ne!(stuck.end(), End::TimedOut, "the stuck client was let go");
     assert_eq!(gateway.port().outcome("cut"), 1);
     gateway.terminate(slack(Duration::from_secs(2)));
@@ -164,20 +131,12 @@ fn a_stuck_client_does_not_pass_the_deadline(engine: Engine) {
 /// P6: by SIGTERM alone it ends min(3 s, grace/4) before the grace is over.
 fn the_deadline_leaves_a_reserve_of_the_grace(engine: Engine) {
     let oracle = Oracle::start(Script::Stall);
-    let mut gateway = Setup::new(engine, oracle.address)
-        .set("grace", "4s")
-        .start();
+    let mut gateway = Setup::new(engine, oracle.address).set("grace", "4s").start();
     let _stuck = Client::asking(gateway.address, Duration::ZERO);
     until("it is in", SOON, || oracle.count() == 1);
     let took = gateway.terminate(Duration::from_secs(4));
-    assert!(
-        took > Duration::from_secs(2),
-        "the work could have had 3 s, it got {took:?}"
-    );
-    assert!(
-        took < Duration::from_millis(3_500),
-        "nothing was left of the grace: {took:?}"
-    );
+    assert!(took > Duration::from_secs(2), "the work could have had 3 s, it got {took:?}");
+    assert!(took < Duration::from_millis(3_500), "nothing was left of the grace: {took:?}");
 }
 
 /// P6: waiters are still let in while it drains, one after the other and in order.
@@ -196,14 +155,7 @@ fn the_queue_is_served_while_it_closes(engine: Engine) {
     let order: Vec<u64> = clients.iter().map(|client| client.id).collect();
     assert_eq!(oracle.ids(), order);
     let report = gateway.drain_report(SOON);
-    assert_eq!(
-        (
-            report.in_flight_at_start,
-            report.queued_at_start,
-            report.finished
-        ),
-        (1, 20, 21)
-    );
+    assert_eq!((report.in_flight_at_start, report.queued_at_start, report.finished), (1, 20, 21));
     gateway.terminate(slack(Duration::from_secs(2)));
 }
 
@@ -231,9 +183,7 @@ fn fill(gateway: &Gateway, oracle: &Oracle, queue: usize) -> Vec<Client> {
 fn a_full_queue_still_refuses(engine: Engine) {
     let oracle = Oracle::start(Script::Held);
     let mut gateway = {
-        let setup = Setup::new(engine, oracle.address)
-            .set("limit", 1)
-            .set("queue-length", 5);
+        let setup = Setup::new(engine, oracle.address).set("limit", 1).set("queue-length", 5);
         setup
             .set("queue-timeout", "60s")
             .set("drain-timeout", "20s")
@@ -245,11 +195,7 @@ fn a_full_queue_still_refuses(engine: Engine) {
     let mut late = Client::asking(gateway.address, Duration::ZERO);
     assert_eq!(late.end(), End::Refused);
     let port = gateway.port();
-    assert_eq!(
-        port.refused("queue_full") + port.refused("draining"),
-        1,
-        "{port:?}"
-    );
+    assert_eq!(port.refused("queue_full") + port.refused("draining"), 1, "{port:?}");
     oracle.release(6);
     for client in &mut clients {
         assert_eq!(client.end(), End::Answered);
@@ -261,9 +207,7 @@ fn a_full_queue_still_refuses(engine: Engine) {
 /// P6: during `drain-delay` it says it is not ready and still serves whoever comes.
 fn announcing_still_accepts(engine: Engine) {
     let oracle = Oracle::start(Script::Work);
-    let mut gateway = Setup::new(engine, oracle.address)
-        .set("drain-delay", "500ms")
-        .start();
+    let mut gateway = Setup::new(engine, oracle.address).set("drain-delay", "500ms").start();
     gateway.drain();
     assert_eq!(gateway.status().phase, "announcing");
     let mut late = 0;
@@ -273,10 +217,7 @@ fn announcing_still_accepts(engine: Engine) {
         late += 1;
     }
     let report = gateway.drain_report(SOON);
-    assert!(
-        late > 0 && report.late_arrivals == late,
-        "{late} came late: {report:?}"
-    );
+    assert!(late > 0 && report.late_arrivals == late, "{late} came late: {report:?}");
     assert_eq!(report.cut, 0);
     gateway.terminate(slack(Duration::from_secs(2)));
 }
@@ -284,10 +225,8 @@ fn announcing_still_accepts(engine: Engine) {
 /// A second signal cuts what is left at once.
 fn a_second_signal_means_now(engine: Engine) {
     let oracle = Oracle::start(Script::Stall);
-    let mut gateway = Setup::new(engine, oracle.address)
-        .set("drain-timeout", "60s")
-        .set("grace", "90s")
-        .start();
+    let mut gateway =
+        Setup::new(engine, oracle.address).set("drain-timeout", "60s").set("grace", "90s").start();
     let _stuck = Client::asking(gateway.address, Duration::ZERO);
     until("it is in", SOON, || oracle.count() == 1);
     gateway.signal(Signal::TERM);
@@ -310,10 +249,7 @@ fn draining_twice_is_draining_once(engine: Engine) {
     }
     let reports = [gateway.drain_report(SOON), gateway.drain_report(SOON)];
     for report in reports {
-        assert_eq!(
-            (report.in_flight_at_start, report.finished, report.cut),
-            (1, 2, 0)
-        );
+        assert_eq!((report.in_flight_at_start, report.finished, report.cut), (1, 2, 0));
     }
     gateway.terminate(slack(Duration::from_secs(2)));
 }
@@ -322,10 +258,7 @@ fn draining_twice_is_draining_once(engine: Engine) {
 fn an_idle_gateway_leaves_at_once(engine: Engine) {
     let oracle = Oracle::start(Script::Work);
     let mut gateway = Setup::new(engine, oracle.address).start();
-    assert_eq!(
-        ledger::exchange(gateway.address, Duration::ZERO, SOON),
-        End::Answered
-    );
+    assert_eq!(ledger::exchange(gateway.address, Duration::ZERO, SOON), End::Answered);
     let took = gateway.terminate(SOON);
     assert!(took < slack(Duration::from_millis(250)), "{took:?}");
 }
@@ -337,25 +270,16 @@ fn waiting_for_a_drain_starts_none(engine: Engine) {
     let start = Instant::now();
     let reply = gateway.call("GET", "/drain/wait", "");
     assert!(reply.code < 500, "{}", reply.body);
-    assert!(
-        start.elapsed() < slack(Duration::from_secs(1)),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < slack(Duration::from_secs(1)), "{:?}", start.elapsed());
     assert_eq!(gateway.status().phase, "serving");
-    assert_eq!(
-        ledger::exchange(gateway.address, Duration::ZERO, SOON),
-        End::Answered
-    );
+    assert_eq!(ledger::exchange(gateway.address, Duration::ZERO, SOON), End::Answered);
     gateway.assert_clean();
 }
 
 /// P5, P6: a conversation in the middle goes on during the drain, and ends it when it ends.
 fn a_hundred_bytes_in_the_middle_survive(engine: Engine) {
     let oracle = Oracle::start(Script::Echo);
-    let mut gateway = Setup::new(engine, oracle.address)
-        .set("drain-timeout", "20s")
-        .start();
+    let mut gateway = Setup::new(engine, oracle.address).set("drain-timeout", "20s").start();
     let mut stream = TcpStream::connect(gateway.address).expect("connects");
     stream.set_read_timeout(Some(SOON)).expect("a timeout");
     for number in 0..100_u8 {
@@ -372,8 +296,5 @@ fn a_hundred_bytes_in_the_middle_survive(engine: Engine) {
     let report = gateway.drain_report(SOON);
     assert_eq!((report.finished, report.cut), (1, 0));
     let took = gateway.terminate(SOON);
-    assert!(
-        took < slack(Duration::from_millis(250)),
-        "after the last close: {took:?}"
-    );
+    assert!(took < slack(Duration::from_millis(250)), "after the last close: {took:?}");
 }

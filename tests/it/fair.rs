@@ -72,16 +72,11 @@ fn nobody_barges_while_the_limit_is_raised(engine: Engine) {
     for limit in (STEP..=175).step_by(STEP) {
         gateway.set("limit", limit);
         clients.push(Client::asking(gateway.address, Duration::ZERO)); // would like to barge
-        until("as many as fit are in", SOON, || {
-            oracle.ids().len() == limit
-        });
+        until("as many as fit are in", SOON, || oracle.ids().len() == limit);
         let mut served = oracle.ids();
         let mut expected = order[..limit].to_vec();
         (served.sort_unstable(), expected.sort_unstable());
-        assert_eq!(
-            served, expected,
-            "the first {limit} to come are the first in"
-        );
+        assert_eq!(served, expected, "the first {limit} to come are the first in");
     }
     oracle.release(clients.len());
     for client in &mut clients {
@@ -132,18 +127,14 @@ fn nobody_is_served_after_the_queue_timeout(engine: Engine) {
             (client.end(), start.elapsed())
         };
         let threads: Vec<_> = (0..60).map(|_| scope.spawn(one)).collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().expect("no panic"))
-            .collect()
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
     let late = slack(Duration::from_millis(10));
     for (end, took) in &ends {
         match end {
-            End::Answered => assert!(
-                *took < TIMEOUT + late + slack(Duration::from_millis(20)),
-                "{took:?}"
-            ),
+            End::Answered => {
+                assert!(*took < TIMEOUT + late + slack(Duration::from_millis(20)), "{took:?}")
+            }
             End::Refused | End::Reset => {
                 assert!(*took >= TIMEOUT, "refused after only {took:?}");
                 assert!(*took < TIMEOUT + late, "refused after {took:?}");
@@ -154,11 +145,7 @@ fn nobody_is_served_after_the_queue_timeout(engine: Engine) {
     let refused = ends.iter().filter(|(end, _)| *end != End::Answered).count();
     assert!(refused > 0 && refused < 60, "{refused} of 60 refused");
     assert_eq!(gateway.port().refused("queue_timeout"), refused as u64);
-    assert_eq!(
-        ends.iter().filter(|(end, _)| *end == End::Reset).count(),
-        0,
-        "refusals are FIN"
-    );
+    assert_eq!(ends.iter().filter(|(end, _)| *end == End::Reset).count(), 0, "refusals are FIN");
     gateway.assert_clean();
 }
 

@@ -10,17 +10,13 @@ use crate::support::{Engine, SOON, run};
 /// T20: seccomp answers EPERM, as container runtimes' profiles do.
 #[test]
 fn denied_with_eperm() {
-    run(Engine::Epoll, |_| {
-        serves_on_epoll(|setup| setup.without_io_uring(libc::EPERM))
-    });
+    run(Engine::Epoll, |_| serves_on_epoll(|setup| setup.without_io_uring(libc::EPERM)));
 }
 
 /// T20: seccomp answers ENOSYS, as an old kernel does.
 #[test]
 fn denied_with_enosys() {
-    run(Engine::Epoll, |_| {
-        serves_on_epoll(|setup| setup.without_io_uring(libc::ENOSYS))
-    });
+    run(Engine::Epoll, |_| serves_on_epoll(|setup| setup.without_io_uring(libc::ENOSYS)));
 }
 
 /// T21: no descriptor is left for the ring; whatever it chooses, it serves.
@@ -64,38 +60,20 @@ fn asked_for_by_name_and_denied() {
         let setup = Setup::new(Engine::Uring, oracle.address).without_io_uring(libc::EPERM);
         let (status, log) = setup.start_in_vain();
         assert_ne!(status.code(), Some(0));
-        assert!(
-            log.contains("EPERM") || log.contains("not permitted"),
-            "it says why: {log}"
-        );
+        assert!(log.contains("EPERM") || log.contains("not permitted"), "it says why: {log}");
     });
 }
 
 fn serves_on_epoll(deny: fn(Setup) -> Setup) {
     let oracle = Oracle::start(Script::Work);
-    let gateway = deny(
-        Setup::new(Engine::Epoll, oracle.address)
-            .choosing()
-            .set("limit", 4),
-    )
-    .start();
+    let gateway =
+        deny(Setup::new(Engine::Epoll, oracle.address).choosing().set("limit", 4)).start();
     let engine = gateway.status().engine;
     assert_eq!(engine.name, "epoll");
     assert!(!engine.reason.is_empty());
-    let mentions = gateway
-        .log()
-        .lines()
-        .filter(|line| line.contains("epoll"))
-        .count();
-    assert!(
-        (1..=2).contains(&mentions),
-        "one line says why:\n{}",
-        gateway.log()
-    );
-    assert!(
-        gateway.metric("tidegate_io_engine_info", "epoll") >= 1.0,
-        "and one metric"
-    );
+    let mentions = gateway.log().lines().filter(|line| line.contains("epoll")).count();
+    assert!((1..=2).contains(&mentions), "one line says why:\n{}", gateway.log());
+    assert!(gateway.metric("tidegate_io_engine_info", "epoll") >= 1.0, "and one metric");
     assert_serves(&gateway, &oracle);
 }
 

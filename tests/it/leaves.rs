@@ -43,13 +43,9 @@ fn a_waiter_that_left_is_never_forwarded(engine: Engine) {
     let (closes, resets, mut stays) = (ask(), ask(), ask());
     until("three wait", SOON, || gateway.port().queued == 3);
     drop(closes);
-    until("the one that closed is out", at_once, || {
-        gateway.port().queued == 2
-    });
+    until("the one that closed is out", at_once, || gateway.port().queued == 2);
     resets.reset();
-    until("the one that reset is out", at_once, || {
-        gateway.port().queued == 1
-    });
+    until("the one that reset is out", at_once, || gateway.port().queued == 1);
     oracle.release(2);
     assert_eq!(first.end(), End::Answered);
     assert_eq!(stays.end(), End::Answered);
@@ -86,9 +82,7 @@ fn a_waiter_that_half_closes_may_be_kept(engine: Engine) {
     until("two wait", SOON, || gateway.port().queued == 2);
     half.half_close();
     resets.reset();
-    until("only the reset one is out", at_once, || {
-        gateway.port().queued == 1
-    });
+    until("only the reset one is out", at_once, || gateway.port().queued == 1);
     oracle.release(2);
     assert_eq!(first.end(), End::Answered);
     assert_eq!(half.end(), End::Answered);
@@ -103,11 +97,7 @@ fn the_slot_is_free_when_the_application_has_ended(engine: Engine) {
     drop(occupy(&gateway, &oracle));
     let mut waiter = Client::asking(gateway.address, Duration::ZERO);
     until("it waits", SOON, || gateway.port().queued == 1);
-    assert_eq!(
-        gateway.port().active,
-        1,
-        "the application is still at work for one that has left"
-    );
+    assert_eq!(gateway.port().active, 1, "the application is still at work for one that has left");
     assert_eq!(oracle.arrived(), 1);
     oracle.release(1);
     until("the waiter is let in", SOON, || oracle.arrived() == 2);
@@ -141,26 +131,13 @@ fn an_application_that_never_ends_is_abandoned(engine: Engine) {
 fn a_silent_connection_times_out(engine: Engine) {
     let oracle = Oracle::start(Script::Stall);
     let (setup, _) = one_slot(engine, &oracle);
-    let gateway = setup
-        .set("idle-timeout", "300ms")
-        .set("abandon-timeout", "300ms")
-        .start();
+    let gateway = setup.set("idle-timeout", "300ms").set("abandon-timeout", "300ms").start();
     let mut client = Client::asking(gateway.address, Duration::ZERO);
     let start = std::time::Instant::now();
     assert_ne!(client.end(), End::TimedOut);
-    assert!(
-        start.elapsed() >= Duration::from_millis(290),
-        "not before: {:?}",
-        start.elapsed()
-    );
-    assert!(
-        start.elapsed() < slack(Duration::from_millis(600)),
-        "{:?}",
-        start.elapsed()
-    );
-    until("it is counted", SOON, || {
-        gateway.port().outcome("idle_timeout") == 1
-    });
+    assert!(start.elapsed() >= Duration::from_millis(290), "not before: {:?}", start.elapsed());
+    assert!(start.elapsed() < slack(Duration::from_millis(600)), "{:?}", start.elapsed());
+    until("it is counted", SOON, || gateway.port().outcome("idle_timeout") == 1);
     gateway.assert_clean();
 }
 
@@ -168,38 +145,30 @@ fn a_silent_connection_times_out(engine: Engine) {
 fn a_client_that_does_not_read_is_cut(engine: Engine) {
     let oracle = Oracle::start(Script::EndFirst(64 << 20));
     let (setup, _) = one_slot(engine, &oracle);
-    let gateway = setup
-        .set("write-stall-timeout", "500ms")
-        .set("abandon-timeout", "500ms")
-        .start();
+    let gateway = setup.set("write-stall-timeout", "500ms").set("abandon-timeout", "500ms").start();
     let _client = Client::connect(gateway.address).expect("connects");
-    until("it is counted", SOON, || {
-        gateway.port().outcome("client_stalled") == 1
-    });
+    until("it is counted", SOON, || gateway.port().outcome("client_stalled") == 1);
     gateway.assert_clean();
 }
 
 /// P10, P11, T40: idle connections cost little memory, and busy ones do not notice them.
 fn ten_thousand_idle_connections(engine: Engine) {
-    let fds = rustix::process::getrlimit(rustix::process::Resource::Nofile)
-        .current
-        .unwrap_or(u64::MAX);
+    let fds =
+        rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     // Each is two descriptors in the gateway and two in this process, which plays both ends.
     let most = (fds.min(1 << 20) as usize - 1_000) / 2;
     let count = scale(2_000, 10_000).min(most);
     let oracle = Oracle::start(Script::Echo);
     let gateway = Setup::new(engine, oracle.address).start();
-    let warm: Vec<_> = (0..100)
-        .map(|_| Client::connect(gateway.address).expect("connects"))
-        .collect();
+    let warm: Vec<_> =
+        (0..100).map(|_| Client::connect(gateway.address).expect("connects")).collect();
     until("warm", SOON, || oracle.count() == 100);
     drop(warm);
     until("cool", SOON, || oracle.count() == 0);
 
     let before = process::rss(gateway.pid);
-    let idle: Vec<_> = (0..count)
-        .map(|_| Client::connect(gateway.address).expect("connects"))
-        .collect();
+    let idle: Vec<_> =
+        (0..count).map(|_| Client::connect(gateway.address).expect("connects")).collect();
     until("all are there", 3 * SOON, || oracle.count() == count);
     let each = process::rss(gateway.pid).saturating_sub(before) / count as u64;
     eprintln!("{} bytes for each of {count} idle connections", each);
@@ -210,14 +179,10 @@ fn ten_thousand_idle_connections(engine: Engine) {
     for _ in 0..200 {
         let start = std::time::Instant::now();
         echo_once(&mut busy);
-        took.record(start.elapsed().as_micros() as u64)
-            .expect("in range");
+        took.record(start.elapsed().as_micros() as u64).expect("in range");
     }
     let p99 = Duration::from_micros(took.value_at_quantile(0.99));
-    assert!(
-        p99 < Duration::from_millis(20),
-        "p99 of an echo beside them: {p99:?}"
-    );
+    assert!(p99 < Duration::from_millis(20), "p99 of an echo beside them: {p99:?}");
     drop((idle, busy));
     gateway.assert_clean();
 }
@@ -233,10 +198,7 @@ fn a_hundred_thousand_cancelled(engine: Engine) {
     let seed = Rng::announced();
     let oracle = Oracle::start(Script::Work);
     let (setup, _) = one_slot(engine, &oracle);
-    let gateway = setup
-        .set("queue-timeout", "50ms")
-        .set("abandon-timeout", "200ms")
-        .start();
+    let gateway = setup.set("queue-timeout", "50ms").set("abandon-timeout", "200ms").start();
     let count = scale(5_000, 100_000);
     ledger::closed_loop(16, count, |_, turn| {
         let mut rng = Rng::new(seed ^ turn);

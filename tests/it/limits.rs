@@ -7,11 +7,7 @@ use crate::support::ledger::{self, Client, End};
 use crate::support::oracle::{Oracle, Script};
 use crate::support::{Engine, SOON, engines, process, slack, until};
 
-engines!(
-    descriptors_run_out,
-    max_connections_refuses_the_rest,
-    the_ceiling_comes_from_nofile
-);
+engines!(descriptors_run_out, max_connections_refuses_the_rest, the_ceiling_comes_from_nofile);
 
 /// T25: more clients than descriptors: no spinning, no death, and it serves again when they leave.
 fn descriptors_run_out(engine: Engine) {
@@ -20,9 +16,8 @@ fn descriptors_run_out(engine: Engine) {
         .set("max-connections", 10_000) // so that the kernel refuses, not we
         .through(&["prlimit", "--nofile=128:128"])
         .start();
-    let clients: Vec<_> = (0..300)
-        .map(|_| Client::connect(gateway.address).expect("the backlog is long"))
-        .collect();
+    let clients: Vec<_> =
+        (0..300).map(|_| Client::connect(gateway.address).expect("the backlog is long")).collect();
     let mut served = 0;
     until("nobody else is served", SOON, || {
         let before = std::mem::replace(&mut served, oracle.count());
@@ -35,14 +30,10 @@ fn descriptors_run_out(engine: Engine) {
     let lines = gateway.log().lines().count();
     assert!(lines < 100, "{lines} lines of log");
     drop(clients);
-    until(
-        "it serves again",
-        SOON + slack(Duration::from_millis(200)),
-        || {
-            let client = Client::connect(gateway.address).expect("connects");
-            echoes(client.patience(Duration::from_secs(1)))
-        },
-    );
+    until("it serves again", SOON + slack(Duration::from_millis(200)), || {
+        let client = Client::connect(gateway.address).expect("connects");
+        echoes(client.patience(Duration::from_secs(1)))
+    });
     gateway.assert_clean();
 }
 
@@ -60,18 +51,14 @@ fn max_connections_refuses_the_rest(engine: Engine) {
         .set("queue-timeout", "60s")
         .set("max-connections", 10)
         .start();
-    let mut kept: Vec<_> = (0..10)
-        .map(|_| Client::asking(gateway.address, Duration::ZERO))
-        .collect();
+    let mut kept: Vec<_> =
+        (0..10).map(|_| Client::asking(gateway.address, Duration::ZERO)).collect();
     until("ten are held", SOON, || {
         let port = gateway.port();
         (port.active, port.queued) == (5, 5)
     });
     for _ in 0..20 {
-        assert_eq!(
-            ledger::exchange(gateway.address, Duration::ZERO, SOON),
-            End::Refused
-        );
+        assert_eq!(ledger::exchange(gateway.address, Duration::ZERO, SOON), End::Refused);
     }
     assert_eq!(gateway.port().refused("max_connections"), 20);
     oracle.release(10);
@@ -84,21 +71,15 @@ fn max_connections_refuses_the_rest(engine: Engine) {
 /// Without the key, the ceiling is what the descriptors allow: the rest is refused, never an EMFILE.
 fn the_ceiling_comes_from_nofile(engine: Engine) {
     let oracle = Oracle::start(Script::Echo);
-    let gateway = Setup::new(engine, oracle.address)
-        .through(&["prlimit", "--nofile=256:256"])
-        .start();
-    let clients: Vec<_> = (0..300)
-        .map(|_| Client::connect(gateway.address).expect("connects"))
-        .collect();
+    let gateway =
+        Setup::new(engine, oracle.address).through(&["prlimit", "--nofile=256:256"]).start();
+    let clients: Vec<_> =
+        (0..300).map(|_| Client::connect(gateway.address).expect("connects")).collect();
     until("the rest is refused", SOON, || {
         let port = gateway.port();
         port.active + port.refused("max_connections") == 300
     });
-    assert!(
-        oracle.count() >= 60,
-        "only {} held with 256 descriptors",
-        oracle.count()
-    );
+    assert!(oracle.count() >= 60, "only {} held with 256 descriptors", oracle.count());
     drop(clients);
     gateway.assert_clean();
 }

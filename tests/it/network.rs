@@ -53,23 +53,15 @@ fn a_partition_heals(engine: Engine) {
         let mut client = client.patience(2 * outage + SOON);
         talk(&mut client, 1);
         partition(&gateway);
-        client
-            .stream
-            .write_all(&[2, 3])
-            .expect("the kernel takes it");
+        client.stream.write_all(&[2, 3]).expect("the kernel takes it");
         std::thread::sleep(outage); // the outage itself
         assert_eq!(oracle.count(), 1, "it is not given up yet");
         namespace::nft(&gateway, "delete table inet cut");
         let mut echo = [0; 2];
-        client
-            .stream
-            .read_exact(&mut echo)
-            .expect("what was on its way arrives");
+        client.stream.read_exact(&mut echo).expect("what was on its way arrives");
         assert_eq!(echo, [2, 3]);
         drop(client);
-        until("the application has seen the end", SOON, || {
-            oracle.count() == 0
-        });
+        until("the application has seen the end", SOON, || oracle.count() == 0);
     });
     gateway.assert_clean();
 }
@@ -89,18 +81,10 @@ fn a_partition_for_ever(engine: Engine) {
         talk(&mut client, 1);
         partition(&gateway);
         let start = Instant::now();
-        until("the slot is free", Duration::from_secs(100), || {
-            gateway.port().active == 0
-        });
+        until("the slot is free", Duration::from_secs(100), || gateway.port().active == 0);
         eprintln!("the slot was free after {:?}", start.elapsed());
-        assert!(
-            start.elapsed() < Duration::from_secs(95),
-            "{:?}",
-            start.elapsed()
-        );
-        until("the application has seen the end", SOON, || {
-            oracle.count() == 0
-        });
+        assert!(start.elapsed() < Duration::from_secs(95), "{:?}", start.elapsed());
+        until("the application has seen the end", SOON, || oracle.count() == 0);
     });
     gateway.assert_clean();
 }
@@ -111,10 +95,7 @@ fn an_application_behind_a_partition(engine: Engine) {
         return skip(reason);
     }
     let setup = Setup::without_port(engine).set("listen", "127.0.0.1:9000=127.0.0.9:8000");
-    let gateway = namespace::start(
-        setup.set("limit", 1).set("connect-timeout", "400ms"),
-        "true",
-    );
+    let gateway = namespace::start(setup.set("limit", 1).set("connect-timeout", "400ms"), "true");
     partition(&gateway);
     namespace::inside(&gateway, || {
         for _ in 0..3 {
@@ -158,10 +139,6 @@ fn it_never_dials_itself(engine: Engine) {
     let refused = ledger.of(End::Refused) + ledger.of(End::Reset);
     assert_eq!(refused, count as u64, "no echo of oneself: {ledger:?}");
     let port = gateway.port();
-    assert_eq!(
-        port.refused("upstream_refused") + port.refused("loop"),
-        refused,
-        "{port:?}"
-    );
+    assert_eq!(port.refused("upstream_refused") + port.refused("loop"), refused, "{port:?}");
     gateway.assert_clean();
 }

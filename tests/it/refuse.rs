@@ -52,8 +52,7 @@ fn a_full_queue_refuses_quickly(engine: Engine) {
         let start = Instant::now();
         let mut client = Client::connect(gateway.address).expect("connects");
         assert_eq!(client.end(), End::Refused);
-        took.record(start.elapsed().as_micros() as u64)
-            .expect("in range");
+        took.record(start.elapsed().as_micros() as u64).expect("in range");
     }
     let p99 = Duration::from_micros(took.value_at_quantile(0.99));
     assert!(p99 <= slack(Duration::from_millis(5)), "p99 {p99:?}");
@@ -81,10 +80,7 @@ fn a_refusal_is_a_fin_even_after_the_client_spoke(engine: Engine) {
         ledger::exchange(gateway.address, Duration::ZERO, SOON)
     });
     let polite = ledger.of(End::Refused);
-    assert!(
-        polite * 1000 >= count * 999,
-        "{polite} of {count} read a FIN: {ledger:?}"
-    );
+    assert!(polite * 1000 >= count * 999, "{polite} of {count} read a FIN: {ledger:?}");
     assert_eq!(gateway.port().refused("queue_full"), count);
     finish(&gateway, &oracle, &mut held);
 }
@@ -119,16 +115,13 @@ fn hold_lets_the_kernel_wait(engine: Engine) {
         .set("queue-timeout", "60s")
         .set("tcp-refuse", "hold")
         .start();
-    let mut clients: Vec<_> = (0..30)
-        .map(|_| Client::asking(gateway.address, Duration::ZERO))
-        .collect();
+    let mut clients: Vec<_> =
+        (0..30).map(|_| Client::asking(gateway.address, Duration::ZERO)).collect();
     until("2 are in", SOON, || oracle.ids().len() == 2);
     let ledger = ledger::end_all_while(&mut clients, || {
         for served in 1..=30 {
             oracle.release(1);
-            until("the next is in", SOON, || {
-                oracle.arrived() == 30.min(served + 2)
-            });
+            until("the next is in", SOON, || oracle.arrived() == 30.min(served + 2));
         }
     });
     assert_eq!(ledger.of(End::Answered), 30, "{ledger:?}");
@@ -156,14 +149,10 @@ fn one_client_has_its_own_cap(engine: Engine) {
     until("three of .2 are in", SOON, || oracle.count() == 3);
     assert_eq!(from(2).end(), End::Refused);
     kept.extend((0..3).map(|_| from(3))); // one active, two queued: both count
-    until("one is in, two wait", SOON, || {
-        oracle.count() == 4 && gateway.port().queued == 2
-    });
+    until("one is in, two wait", SOON, || oracle.count() == 4 && gateway.port().queued == 2);
     assert_eq!(from(3).end(), End::Refused);
     kept.push(from(4));
-    until("another client may wait", SOON, || {
-        gateway.port().queued == 3
-    });
+    until("another client may wait", SOON, || gateway.port().queued == 3);
     assert_eq!(gateway.port().refused("per_client_limit"), 2);
 
     gateway.set("per-client-limit", 4);
@@ -175,11 +164,7 @@ fn one_client_has_its_own_cap(engine: Engine) {
     }
     let mut again = from(2);
     oracle.release(1);
-    assert_eq!(
-        again.end(),
-        End::Answered,
-        "what has ended no longer counts"
-    );
+    assert_eq!(again.end(), End::Answered, "what has ended no longer counts");
     gateway.assert_clean();
 }
 
@@ -196,24 +181,13 @@ fn three_times_too_many_for_a_while(engine: Engine) {
         ledger::exchange(gateway.address, WORK, SOON)
     });
     let port = gateway.port();
-    assert_eq!(
-        ledger.of(End::Answered) + ledger.of(End::Refused),
-        ledger.total(),
-        "{ledger:?}"
-    );
+    assert_eq!(ledger.of(End::Answered) + ledger.of(End::Refused), ledger.total(), "{ledger:?}");
     assert_eq!(port.outcome("served"), ledger.of(End::Answered), "{port:?}");
-    assert_eq!(
-        port.refused.values().sum::<u64>(),
-        ledger.of(End::Refused),
-        "{port:?}"
-    );
+    assert_eq!(port.refused.values().sum::<u64>(), ledger.of(End::Refused), "{port:?}");
     assert_eq!(oracle.peak(), 4);
 
     let start = Instant::now();
     assert_eq!(ledger::exchange(gateway.address, WORK, SOON), End::Answered);
-    assert!(
-        start.elapsed() < slack(WORK + Duration::from_millis(10)),
-        "back to normal"
-    );
+    assert!(start.elapsed() < slack(WORK + Duration::from_millis(10)), "back to normal");
     gateway.assert_clean();
 }

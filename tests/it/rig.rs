@@ -17,11 +17,7 @@ fn the_oracle_answers_and_counts() {
     });
     assert_eq!(ledger.of(End::Answered), 200, "{ledger:?}");
     assert_eq!(oracle.arrived(), 200);
-    assert!(
-        oracle.peak() <= 8,
-        "{} at once from 8 clients",
-        oracle.peak()
-    );
+    assert!(oracle.peak() <= 8, "{} at once from 8 clients", oracle.peak());
     until("all are closed", SOON, || oracle.count() == 0);
 }
 
@@ -29,19 +25,14 @@ fn the_oracle_answers_and_counts() {
 #[test]
 fn the_oracle_knows_the_dead() {
     let oracle = Oracle::start(Script::Stall);
-    let clients: Vec<_> = (0..5)
-        .map(|_| Client::connect(oracle.address).expect("connects"))
-        .collect();
+    let clients: Vec<_> =
+        (0..5).map(|_| Client::connect(oracle.address).expect("connects")).collect();
     until("five arrived", SOON, || oracle.arrived() == 5);
     assert_eq!(oracle.peak_alive(), 5);
     clients.into_iter().for_each(Client::reset);
     let _sixth = Client::connect(oracle.address).expect("connects");
     until("the sixth arrived", SOON, || oracle.arrived() == 6);
-    assert_eq!(
-        oracle.count(),
-        6,
-        "the oracle itself has not read and cannot know"
-    );
+    assert_eq!(oracle.count(), 6, "the oracle itself has not read and cannot know");
     assert_eq!(oracle.arrivals()[5].alive, 1, "the kernel does");
 }
 
@@ -60,17 +51,12 @@ fn the_oracle_counts_those_who_only_closed() {
 fn the_socket_table_is_read_right() {
     let oracle = Oracle::start(Script::Stall);
     let watch = sockets::Watch::start(oracle.address.port());
-    let clients: Vec<_> = (0..7)
-        .map(|_| Client::connect(oracle.address).expect("connects"))
-        .collect();
-    until("seven are seen", SOON, || {
-        sockets::open_at(oracle.address.port()).len() == 7
-    });
+    let clients: Vec<_> =
+        (0..7).map(|_| Client::connect(oracle.address).expect("connects")).collect();
+    until("seven are seen", SOON, || sockets::open_at(oracle.address.port()).len() == 7);
     until("and twice in a row", SOON, || watch.peak() == 7);
     clients.into_iter().for_each(Client::reset);
-    until("none is left", SOON, || {
-        sockets::open_at(oracle.address.port()).is_empty()
-    });
+    until("none is left", SOON, || sockets::open_at(oracle.address.port()).is_empty());
     assert_eq!(watch.peak(), 7);
 }
 
@@ -78,9 +64,8 @@ fn the_socket_table_is_read_right() {
 #[test]
 fn the_oracle_holds_until_told() {
     let oracle = Oracle::start(Script::Held);
-    let mut clients: Vec<_> = (0..3)
-        .map(|_| Client::asking(oracle.address, Duration::ZERO))
-        .collect();
+    let mut clients: Vec<_> =
+        (0..3).map(|_| Client::asking(oracle.address, Duration::ZERO)).collect();
     until("three are read", SOON, || oracle.ids().len() == 3);
     oracle.release(1);
     until("one is answered", SOON, || oracle.count() == 2);
@@ -107,10 +92,7 @@ fn the_ledger_tells_ends_apart() {
 
     let client = Client::connect(address).expect("connects");
     let _kept = accept();
-    assert_eq!(
-        client.patience(Duration::from_millis(10)).end(),
-        End::TimedOut
-    );
+    assert_eq!(client.patience(Duration::from_millis(10)).end(), End::TimedOut);
 
     let mut client = Client::connect(address).expect("connects");
     accept().write_all(&[0; 3]).expect("writes");
@@ -144,15 +126,9 @@ fn the_oracle_resets() {
     let mut client = Client::connect(oracle.address).expect("connects");
     client.stream.write_all(b"?").expect("writes");
     until("it has ended", SOON, || {
-        oracle
-            .arrivals()
-            .first()
-            .is_some_and(|first| first.end.is_some())
+        oracle.arrivals().first().is_some_and(|first| first.end.is_some())
     });
     let mut bytes = Vec::new();
     let end = client.stream.read_to_end(&mut bytes);
-    assert_eq!(
-        end.expect_err("a RST").kind(),
-        std::io::ErrorKind::ConnectionReset
-    );
+    assert_eq!(end.expect_err("a RST").kind(), std::io::ErrorKind::ConnectionReset);
 }

@@ -39,17 +39,9 @@ impl Server {
         drop(listener);
         let mut command = command(dir.path(), port);
         let log = std::fs::File::create(dir.path().join("log")).expect("a log file");
-        command
-            .stdout(log.try_clone().expect("a second handle"))
-            .stderr(log);
-        let server = Self {
-            child: command.spawn().expect("the server runs"),
-            port,
-            dir,
-        };
-        until("the server listens", SOON, || {
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
-        });
+        command.stdout(log.try_clone().expect("a second handle")).stderr(log);
+        let server = Self { child: command.spawn().expect("the server runs"), port, dir };
+        until("the server listens", SOON, || TcpStream::connect(("127.0.0.1", port)).is_ok());
         server
     }
 
@@ -69,9 +61,7 @@ fn narrow(engine: Engine, server: &Server) -> Gateway {
 
 /// A gate wide enough for a benchmark.
 fn wide(engine: Engine, server: &Server) -> Gateway {
-    Setup::new(engine, server.address())
-        .set("limit", 200)
-        .start()
+    Setup::new(engine, server.address()).set("limit", 200).start()
 }
 
 fn run(command: &mut Command) -> Output {
@@ -98,9 +88,7 @@ fn fifty(client: impl Fn() -> End + Sync, ask_server: impl Fn() -> u64 + Sync) -
         });
         let over = Over(&over);
         let clients: Vec<_> = (0..50).map(|_| scope.spawn(&client)).collect();
-        let ends = clients
-            .into_iter()
-            .map(|client| client.join().expect("no panic"));
+        let ends = clients.into_iter().map(|client| client.join().expect("no panic"));
         let ledger: Ledger = ends.collect();
         drop(over);
         (ledger, most.load(Ordering::Relaxed))
@@ -110,15 +98,10 @@ fn fifty(client: impl Fn() -> End + Sync, ask_server: impl Fn() -> u64 + Sync) -
 /// What the clients say, what the status says and what the metrics say is the same.
 #[track_caller]
 fn assert_books_agree(gateway: &Gateway, ledger: &Ledger, server_saw: u64) {
-    assert!(
-        (1..=4).contains(&server_saw),
-        "the server saw {server_saw} connections"
-    );
+    assert!((1..=4).contains(&server_saw), "the server saw {server_saw} connections");
     assert_eq!(ledger.total(), 50);
-    let (answered, refused) = (
-        ledger.of(End::Answered),
-        ledger.of(End::Refused) + ledger.of(End::Reset),
-    );
+    let (answered, refused) =
+        (ledger.of(End::Answered), ledger.of(End::Refused) + ledger.of(End::Reset));
     assert_eq!(answered + refused, 50, "{ledger:?}");
     assert!(
         answered > 4 && refused > 0,
@@ -128,21 +111,12 @@ fn assert_books_agree(gateway: &Gateway, ledger: &Ledger, server_saw: u64) {
     let port = gateway.port();
     assert_eq!(port.admitted, answered, "{port:?}");
     assert_eq!(port.refused.values().sum::<u64>(), refused, "{port:?}");
-    assert_eq!(
-        port.refused("queue_full") + port.refused("queue_timeout"),
-        refused,
-        "{port:?}"
-    );
+    assert_eq!(port.refused("queue_full") + port.refused("queue_timeout"), refused, "{port:?}");
     assert!(port.peak_active <= 4, "{port:?}");
     let decisions = gateway.metric("tidegate_admission_decisions_total", "");
     assert_eq!(decisions, 50.0, "{:?}", gateway.metrics());
     let full = gateway.metric("tidegate_admission_decisions_total", "queue_full");
-    assert_eq!(
-        full as u64,
-        port.refused("queue_full"),
-        "{:?}",
-        gateway.metrics()
-    );
+    assert_eq!(full as u64, port.refused("queue_full"), "{:?}", gateway.metrics());
 }
 
 /// wrk through a wide gate; then 50 downloads, each slow, through a narrow one.
@@ -179,11 +153,7 @@ fn nginx(engine: Engine) {
             std::fs::set_permissions(path, mode).expect("ours");
         }
         let mut command = Command::new("nginx");
-        command
-            .arg("-p")
-            .arg(dir)
-            .arg("-c")
-            .arg(dir.join("nginx.conf"));
+        command.arg("-p").arg(dir).arg("-c").arg(dir.join("nginx.conf"));
         command
     });
 
@@ -191,10 +161,7 @@ fn nginx(engine: Engine) {
     let url = format!("http://{}/", gateway.address);
     let seconds = format!("{}s", scale(1, 10));
     let said = succeed(Command::new("wrk").args(["-t1", "-c32", "-d", &seconds, &url]));
-    assert!(
-        !said.contains("Socket errors") && !said.contains("Non-2xx"),
-        "{said}"
-    );
+    assert!(!said.contains("Socket errors") && !said.contains("Non-2xx"), "{said}");
     gateway.assert_clean();
 
     let gateway = narrow(engine, &server);
@@ -213,9 +180,7 @@ fn nginx(engine: Engine) {
     let status = server.dir.path().join("status.sock");
     let server_side = || {
         let mut curl = Command::new("curl");
-        let output = run(curl
-            .args(["-s", "http://status/", "--unix-socket"])
-            .arg(&status));
+        let output = run(curl.args(["-s", "http://status/", "--unix-socket"]).arg(&status));
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let active = said
             .strip_prefix("Active connections: ")
@@ -237,19 +202,13 @@ fn postgresql(engine: Engine) {
     let as_postgres = |program: &str| {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
-        command
-            .arg(format!("{POSTGRES_BIN}/{program}"))
-            .current_dir("/");
+        command.arg(format!("{POSTGRES_BIN}/{program}")).current_dir("/");
         command
     };
     let server = Server::start(|dir, port| {
         succeed(Command::new("chown").args(["-R", "postgres"]).arg(dir));
         let data = dir.join("data");
-        succeed(
-            as_postgres("initdb")
-                .args(["--auth=trust", "--no-sync", "-D"])
-                .arg(&data),
-        );
+        succeed(as_postgres("initdb").args(["--auth=trust", "--no-sync", "-D"]).arg(&data));
         let mut command = as_postgres("postgres");
         command.arg("-D").arg(&data).arg("-k").arg(dir);
         command.args([
@@ -266,16 +225,8 @@ fn postgresql(engine: Engine) {
     let server_port = server.port.to_string();
     let query = |sql: &str| {
         let mut command = Command::new("psql");
-        let run = run(command.args([
-            "-h",
-            &direct,
-            "-p",
-            &server_port,
-            "-U",
-            "postgres",
-            "-Atqc",
-            sql,
-        ]));
+        let run =
+            run(command.args(["-h", &direct, "-p", &server_port, "-U", "postgres", "-Atqc", sql]));
         String::from_utf8_lossy(&run.stdout).trim().to_owned()
     };
     until("PostgreSQL is ready", SOON, || query("select 1") == "1");
@@ -285,9 +236,7 @@ fn postgresql(engine: Engine) {
         let mut command = Command::new(program);
         let port = gateway.address.port().to_string();
         command.args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres"]);
-        command
-            .env("PGGSSENCMODE", "disable")
-            .env("PGSSLMODE", "disable");
+        command.env("PGGSSENCMODE", "disable").env("PGSSLMODE", "disable");
         command
     };
     succeed(through(&gateway, "pgbench").args(["-i", "-q", "-s", "1", "postgres"]));
@@ -332,9 +281,7 @@ fn redis(engine: Engine) {
     }
     let server = Server::start(|dir, port| {
         let mut command = Command::new("redis-server");
-        command
-            .current_dir(dir)
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
+        command.current_dir(dir).args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
         command.arg("--unixsocket").arg(dir.join("direct.sock"));
         command.args(["--save", "", "--appendonly", "no"]);
         command
@@ -354,10 +301,7 @@ fn redis(engine: Engine) {
         "-t",
         "set,get,lpush",
     ]));
-    assert!(
-        said.contains("requests per second") && !said.contains("Error"),
-        "{said}"
-    );
+    assert!(said.contains("requests per second") && !said.contains("Error"), "{said}");
     let count = scale(2_000, 20_000).to_string();
     let mut benchmark = Command::new("redis-benchmark"); // -k 0: a new connection for each request
     succeed(benchmark.args([
@@ -392,14 +336,9 @@ fn redis(engine: Engine) {
     };
     let direct = server.dir.path().join("direct.sock");
     let server_side = || {
-        let output = run(Command::new("redis-cli")
-            .arg("-s")
-            .arg(&direct)
-            .args(["client", "list"]));
+        let output = run(Command::new("redis-cli").arg("-s").arg(&direct).args(["client", "list"]));
         let list = String::from_utf8_lossy(&output.stdout).into_owned();
-        list.lines()
-            .filter(|line| line.contains("addr=127.0.0.1:"))
-            .count() as u64
+        list.lines().filter(|line| line.contains("addr=127.0.0.1:")).count() as u64
     };
     let (ledger, most) = fifty(client, server_side);
     assert_books_agree(&gateway, &ledger, most);

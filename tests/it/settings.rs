@@ -13,22 +13,14 @@ const APP: &str = "127.0.0.1:1";
 #[track_caller]
 fn refused(flags: &[(&str, &str)], words: &[&str]) {
     let setup = Setup::new(Engine::Epoll, APP);
-    let setup = flags
-        .iter()
-        .fold(setup, |setup, (key, value)| setup.set(key, value));
+    let setup = flags.iter().fold(setup, |setup, (key, value)| setup.set(key, value));
     let (status, log) = setup.start_in_vain();
     assert_eq!(status.code(), Some(78), "{flags:?}: {log}");
     for word in words {
-        assert!(
-            log.contains(word),
-            "{word:?} is not in the message for {flags:?}:\n{log}"
-        );
+        assert!(log.contains(word), "{word:?} is not in the message for {flags:?}:\n{log}");
     }
     assert!(!log.contains("panicked"), "{log}");
-    assert!(
-        log.lines().count() <= 3 + 3 * flags.len(),
-        "short, not the whole help:\n{log}"
-    );
+    assert!(log.lines().count() <= 3 + 3 * flags.len(), "short, not the whole help:\n{log}");
 }
 
 /// T50: numbers that cannot be meant.
@@ -62,22 +54,10 @@ fn durations_that_cannot_be_meant() {
 #[test]
 fn choices_that_do_not_exist() {
     run(Engine::Epoll, |_| {
-        refused(
-            &[("mode", "enforced")],
-            &["mode", "enforce", "observe", "off"],
-        );
-        refused(
-            &[("engine", "kqueue")],
-            &["engine", "auto", "epoll", "uring"],
-        );
-        refused(
-            &[("tcp-refuse", "politely")],
-            &["tcp-refuse", "close", "reset", "hold"],
-        );
-        refused(
-            &[("queued-half-close", "maybe")],
-            &["queued-half-close", "gone", "keep"],
-        );
+        refused(&[("mode", "enforced")], &["mode", "enforce", "observe", "off"]);
+        refused(&[("engine", "kqueue")], &["engine", "auto", "epoll", "uring"]);
+        refused(&[("tcp-refuse", "politely")], &["tcp-refuse", "close", "reset", "hold"]);
+        refused(&[("queued-half-close", "maybe")], &["queued-half-close", "gone", "keep"]);
     });
 }
 
@@ -112,11 +92,7 @@ fn bad_addresses() {
 #[test]
 fn every_mistake_at_once() {
     run(Engine::Epoll, |_| {
-        let flags = [
-            ("limit", "0"),
-            ("queue-timeout", "soon"),
-            ("metrics", "nowhere"),
-        ];
+        let flags = [("limit", "0"), ("queue-timeout", "soon"), ("metrics", "nowhere")];
         refused(&flags, &["limit", "queue-timeout", "soon", "metrics"]);
     });
 }
@@ -153,16 +129,10 @@ fn bad_files() {
         let directory = dir.path().to_str().expect("UTF-8"); // root may read any file, but not a directory
         refused(&[("config", directory)], &[directory]);
         refused(&[("config", &file("bad.yaml", "limit: [1"))], &["bad.yaml"]);
-        refused(
-            &[("config", &file("unknown.yaml", "limmit: 5\n"))],
-            &["unknown.yaml", "limmit"],
-        );
+        refused(&[("config", &file("unknown.yaml", "limmit: 5\n"))], &["unknown.yaml", "limmit"]);
         refused(&[("config", &file("zero.yaml", "limit: 0\n"))], &["limit"]);
         let both = file("two.yaml", "queue-timeout: soon\n");
-        refused(
-            &[("config", &both), ("limit", "0")],
-            &["queue-timeout", "limit"],
-        );
+        refused(&[("config", &both), ("limit", "0")], &["queue-timeout", "limit"]);
     });
 }
 
@@ -183,10 +153,7 @@ fn a_bad_environment() {
             .expect("runs");
         let log = String::from_utf8_lossy(&run.stderr).into_owned();
         assert_eq!(run.status.code(), Some(78), "{log}");
-        assert!(
-            log.contains("TIDEGATE_QUEUE_LENGTH") || log.contains("queue-length"),
-            "{log}"
-        );
+        assert!(log.contains("TIDEGATE_QUEUE_LENGTH") || log.contains("queue-length"), "{log}");
     });
 }
 
@@ -195,9 +162,7 @@ fn a_bad_environment() {
 fn a_bad_live_change() {
     run(Engine::Epoll, |_| {
         let oracle = Oracle::start(Script::Work);
-        let gateway = Setup::new(Engine::Epoll, oracle.address)
-            .set("limit", 3)
-            .start();
+        let gateway = Setup::new(Engine::Epoll, oracle.address).set("limit", 3).start();
         for body in [
             r#"{"limit":"0"}"#,
             r#"{"limit":"many"}"#,
@@ -209,12 +174,7 @@ fn a_bad_live_change() {
             "",
         ] {
             let reply = gateway.call("POST", "/set", body);
-            assert!(
-                (400..500).contains(&reply.code),
-                "{body}: {} {}",
-                reply.code,
-                reply.body
-            );
+            assert!((400..500).contains(&reply.code), "{body}: {} {}", reply.code, reply.body);
             assert_eq!(gateway.port().limit, Some(3), "after {body}");
         }
         gateway.assert_clean();
@@ -226,24 +186,15 @@ fn a_bad_live_change() {
 fn the_command_line_changes_and_shows() {
     run(Engine::Epoll, |_| {
         let oracle = Oracle::start(Script::Work);
-        let mut gateway = Setup::new(Engine::Epoll, oracle.address)
-            .set("limit", 3)
-            .start();
+        let mut gateway = Setup::new(Engine::Epoll, oracle.address).set("limit", 3).start();
         let control = gateway.control();
         let tidegate = |words: &[&str]| {
-            let run = Command::new(binary())
-                .args(words)
-                .arg("--control")
-                .arg(&control)
-                .output();
+            let run = Command::new(binary()).args(words).arg("--control").arg(&control).output();
             let run = run.expect("runs");
             let said = String::from_utf8_lossy(&run.stdout) + String::from_utf8_lossy(&run.stderr);
             (run.status.code(), said.into_owned())
         };
-        assert_eq!(
-            tidegate(&["set", "limit=7", "queue-timeout=200ms"]).0,
-            Some(0)
-        );
+        assert_eq!(tidegate(&["set", "limit=7", "queue-timeout=200ms"]).0, Some(0));
         assert_eq!(gateway.port().limit, Some(7));
         let (code, said) = tidegate(&["set", "limit=0"]);
         assert!(code != Some(0) && said.contains("limit"), "{said}");
@@ -255,10 +206,6 @@ fn the_command_line_changes_and_shows() {
         assert_eq!(code, Some(0), "{said}");
         gateway.terminate(Duration::from_secs(3));
         let (code, _) = tidegate(&["drain", "--wait", "--timeout", "1s"]);
-        assert_eq!(
-            code,
-            Some(0),
-            "a hook never fails, even when the gateway has gone"
-        );
+        assert_eq!(code, Some(0), "a hook never fails, even when the gateway has gone");
     });
 }

@@ -26,8 +26,8 @@ fn a_storm_under_a_changing_limit(engine: Engine) {
     let watch = sockets::Watch::start(oracle.address.port());
     let gateway = Setup::new(engine, oracle.address)
         .set("limit", 16)
-        .set("queue-length", 24)
-        .set("queue-timeout", "100ms")
+        .set("queue-length", 40)
+        .set("queue-timeout", "200ms")
         .set("abandon-timeout", "1s")
         .start();
 
@@ -54,40 +54,26 @@ fn a_storm_under_a_changing_limit(engine: Engine) {
     });
 
     assert_eq!(ledger.of(End::Lost), 0, "{ledger:?}");
-    assert!(ledger.of(End::Answered) > 0, "{ledger:?}");
-    assert!(
-        watch.peak() <= 16,
-        "the kernel saw {} at once",
-        watch.peak()
-    );
+    let (answered, total) = (ledger.of(End::Answered), ledger.total());
+    assert!(answered * 10 > total, "most of the storm passed by the application: {ledger:?}");
+    assert!(watch.peak() <= 16, "the kernel saw {} at once", watch.peak());
     let limits = limits.into_inner().expect("not poisoned");
     for arrival in oracle.arrivals() {
         let allowed = allowed_at(arrival.at, &limits, PERIOD);
         let alive = arrival.alive;
-        assert!(
-            alive <= allowed,
-            "{alive} alive under a limit of at most {allowed}"
-        );
+        assert!(alive <= allowed, "{alive} alive under a limit of at most {allowed}");
     }
     gateway.assert_clean();
-    until("the application has none left", SOON, || {
-        oracle.count() == 0
-    });
+    until("the application has none left", SOON, || oracle.count() == 0);
 }
 
 /// The highest limit that was in force shortly before `at`, when the connection was let in. One that was
 /// over when fewer had still to leave does not matter: nobody is admitted until they have.
 fn allowed_at(at: Instant, limits: &[(Instant, usize)], way: Duration) -> usize {
-    let ended = |index: usize| {
-        limits
-            .get(index + 1)
-            .is_none_or(|(end, _)| *end + way >= at)
-    };
+    let ended = |index: usize| limits.get(index + 1).is_none_or(|(end, _)| *end + way >= at);
     let began = |begin: Instant| begin <= at + way; // it may hold before its setter was answered
-    let in_force = limits
-        .iter()
-        .enumerate()
-        .filter(|(index, (begin, _))| began(*begin) && ended(*index));
+    let in_force =
+        limits.iter().enumerate().filter(|(index, (begin, _))| began(*begin) && ended(*index));
     let highest = in_force.map(|(_, (_, limit))| *limit).max();
     highest.expect("some limit is always in force")
 }
@@ -99,7 +85,7 @@ fn stormy(gateway: &Gateway, rng: &mut Rng) -> End {
     };
     let mut client = client.patience(Duration::from_millis(1 + rng.below(300)));
     let work = rng.millis(20);
-    match rng.below(8) {
+    match rng.below(12) {
         0 => client.reset(), // before a word
         1 => drop(client),   // the same, politely
         2 => {
@@ -108,12 +94,12 @@ fn stormy(gateway: &Gateway, rng: &mut Rng) -> End {
         }
         3 => {
             client.ask(work);
-            std::thread::sleep(rng.millis(30)); // leaves at some point of its wait or its answer
+            std::thread::sleep(rng.millis(120)); // leaves at some point of its wait or its answer
             client.reset();
         }
         4 => {
             client.ask(work);
-            std::thread::sleep(rng.millis(30));
+            std::thread::sleep(rng.millis(120));
             drop(client);
         }
         5 => {
@@ -149,16 +135,10 @@ fn lowering_the_limit_kills_nobody_and_admits_nobody(engine: Engine) {
         for left in (5..20).rev() {
             oracle.release(1);
             until("one was answered", SOON, || gateway.port().active == left);
-            assert_eq!(
-                oracle.arrived(),
-                20,
-                "nobody is admitted with {left} in flight, limit 5"
-            );
+            assert_eq!(oracle.arrived(), 20, "nobody is admitted with {left} in flight, limit 5");
         }
         oracle.release(1);
-        until("the first waiter is let in", SOON, || {
-            oracle.arrived() == 21
-        });
+        until("the first waiter is let in", SOON, || oracle.arrived() == 21);
         assert_eq!(gateway.port().active, 5);
         oracle.release(14);
     });
@@ -174,12 +154,9 @@ fn raising_the_limit_admits_the_waiters(engine: Engine) {
         .set("queue-length", 20)
         .set("queue-timeout", "60s")
         .start();
-    let mut clients: Vec<_> = (0..20)
-        .map(|_| Client::asking(gateway.address, Duration::ZERO))
-        .collect();
-    until("2 in, 18 waiting", SOON, || {
-        oracle.ids().len() == 2 && gateway.port().queued == 18
-    });
+    let mut clients: Vec<_> =
+        (0..20).map(|_| Client::asking(gateway.address, Duration::ZERO)).collect();
+    until("2 in, 18 waiting", SOON, || oracle.ids().len() == 2 && gateway.port().queued == 18);
     gateway.set("limit", 12);
     until("12 in", SOON, || oracle.count() == 12);
     let port = gateway.port();
@@ -206,9 +183,7 @@ fn every_port_has_its_own_gate(engine: Engine) {
     for listen in &gateway.listens {
         clients.extend((0..8).map(|_| Client::asking(*listen, Duration::ZERO)));
     }
-    until("3 and 5 in", SOON, || {
-        oracles[0].count() == 3 && oracles[1].count() == 5
-    });
+    until("3 and 5 in", SOON, || oracles[0].count() == 3 && oracles[1].count() == 5);
     until("the rest waits", SOON, || {
         let ports = gateway.status().ports;
         (ports[0].queued, ports[1].queued) == (5, 3)

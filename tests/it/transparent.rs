@@ -63,10 +63,7 @@ fn ten_megabytes_after_the_clients_fin(engine: Engine) {
     let mut stream = open(&gateway);
     send_pattern(&mut stream, 1000);
     until("the application has it", SOON, || {
-        oracle
-            .arrivals()
-            .first()
-            .is_some_and(|first| first.received == 1000)
+        oracle.arrivals().first().is_some_and(|first| first.received == 1000)
     });
     stream.shutdown(Shutdown::Write).expect("half-close");
     read_pattern(&mut stream, TEN_MEGABYTES);
@@ -81,17 +78,9 @@ fn ten_megabytes_after_the_applications_fin(engine: Engine) {
     let mut stream = open(&gateway);
     let start = Instant::now();
     read_pattern(&mut stream, 1000);
-    assert!(
-        start.elapsed() < slack(Duration::from_millis(50)),
-        "FIN after {:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < slack(Duration::from_millis(50)), "FIN after {:?}", start.elapsed());
     send_pattern(&mut stream, TEN_MEGABYTES);
-    assert_eq!(
-        gateway.port().active,
-        1,
-        "it holds its slot until both have ended"
-    );
+    assert_eq!(gateway.port().active, 1, "it holds its slot until both have ended");
     drop(stream);
     until("the application has read all", SOON, || oracle.count() == 0);
     let arrival = &oracle.arrivals()[0];
@@ -110,11 +99,7 @@ fn the_server_speaks_first(engine: Engine) {
     let mut stream = open(&gateway);
     let mut banner = [0; 11];
     stream.read_exact(&mut banner).expect("a banner");
-    assert!(
-        start.elapsed() < slack(Duration::from_millis(20)),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < slack(Duration::from_millis(20)), "{:?}", start.elapsed());
     assert_eq!(&banner, b"220 ready\r\n");
     drop(stream);
     gateway.assert_clean();
@@ -133,11 +118,7 @@ fn single_bytes(engine: Engine) {
         stream.read_exact(&mut echo).expect("reads");
         assert_eq!(echo[0], *byte);
     }
-    assert!(
-        start.elapsed() < Duration::from_secs(10),
-        "1 000 turns took {:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(10), "1 000 turns took {:?}", start.elapsed());
     drop(stream);
     gateway.assert_clean();
 }
@@ -185,17 +166,9 @@ fn a_reset_in_a_response_arrives_as_a_reset(engine: Engine) {
         let mut stream = open(&gateway);
         stream.write_all(b"?").expect("writes");
         let mut bytes = Vec::new();
-        let error = stream
-            .read_to_end(&mut bytes)
-            .expect_err("a RST, not a clean end");
-        assert_eq!(
-            error.kind(),
-            ErrorKind::ConnectionReset,
-            "after {length} bytes"
-        );
-        until("it is counted", SOON, || {
-            gateway.port().outcome("app_reset") == 1
-        });
+        let error = stream.read_to_end(&mut bytes).expect_err("a RST, not a clean end");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "after {length} bytes");
+        until("it is counted", SOON, || gateway.port().outcome("app_reset") == 1);
         gateway.assert_clean();
     }
 }
@@ -208,15 +181,8 @@ fn a_clients_reset_reaches_the_application(engine: Engine) {
     stream.write_all(b"x").expect("writes");
     stream.read_exact(&mut [0]).expect("an echo");
     ledger::reset(stream);
-    until(
-        "the application has noticed",
-        slack(Duration::from_millis(100)),
-        || oracle.count() == 0,
-    );
-    assert_eq!(
-        oracle.arrivals()[0].end,
-        Some(Err(ErrorKind::ConnectionReset))
-    );
+    until("the application has noticed", slack(Duration::from_millis(100)), || oracle.count() == 0);
+    assert_eq!(oracle.arrivals()[0].end, Some(Err(ErrorKind::ConnectionReset)));
     assert_eq!(gateway.port().outcome("client_reset"), 1);
     gateway.assert_clean();
 }
@@ -229,15 +195,7 @@ fn tls_passes_untouched(engine: Engine) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (key, cert) = (dir.path().join("key.pem"), dir.path().join("cert.pem"));
     let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-        ])
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
         .args(["-days", "2", "-subj", "/CN=tidegate.test", "-keyout"])
         .arg(&key)
         .arg("-out")
@@ -247,14 +205,7 @@ fn tls_passes_untouched(engine: Engine) {
     assert!(made.expect("openssl runs").success());
     let port = free_port();
     let mut server = Command::new("openssl")
-        .args([
-            "s_server",
-            "-quiet",
-            "-rev",
-            "-accept",
-            &format!("127.0.0.1:{port}"),
-            "-key",
-        ])
+        .args(["s_server", "-quiet", "-rev", "-accept", &format!("127.0.0.1:{port}"), "-key"])
         .arg(&key)
         .arg("-cert")
         .arg(&cert)
@@ -263,21 +214,11 @@ fn tls_passes_untouched(engine: Engine) {
         .stderr(Stdio::null())
         .spawn()
         .expect("openssl runs");
-    until("the server listens", SOON, || {
-        TcpStream::connect(("127.0.0.1", port)).is_ok()
-    });
+    until("the server listens", SOON, || TcpStream::connect(("127.0.0.1", port)).is_ok());
 
-    let gateway = Setup::new(engine, format!("127.0.0.1:{port}"))
-        .set("limit", 4)
-        .start();
+    let gateway = Setup::new(engine, format!("127.0.0.1:{port}")).set("limit", 4).start();
     let mut client = Command::new("openssl")
-        .args([
-            "s_client",
-            "-quiet",
-            "-verify_return_error",
-            "-verify_hostname",
-            "tidegate.test",
-        ])
+        .args(["s_client", "-quiet", "-verify_return_error", "-verify_hostname", "tidegate.test"])
         .args(["-connect", &gateway.address.to_string(), "-CAfile"])
         .arg(&cert)
         .stdin(Stdio::piped())
@@ -309,14 +250,10 @@ fn a_unix_socket_application(engine: Engine) {
     let app = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("accepts");
         let mut bytes = Vec::new();
-        stream
-            .read_to_end(&mut bytes)
-            .expect("reads to the client's end");
+        stream.read_to_end(&mut bytes).expect("reads to the client's end");
         stream.write_all(&bytes).expect("writes");
     });
-    let gateway = Setup::new(engine, format!("unix:{}", path.display()))
-        .set("limit", 1)
-        .start();
+    let gateway = Setup::new(engine, format!("unix:{}", path.display())).set("limit", 1).start();
     let mut stream = open(&gateway);
     send_pattern(&mut stream, 100_000);
     until("it is admitted", SOON, || gateway.port().active == 1);
@@ -337,9 +274,7 @@ fn the_proxy_header_is_exact(engine: Engine) {
     let (mut accepted, _) = app.accept().expect("accepts");
     accepted.set_read_timeout(Some(SOON)).expect("a timeout");
     let mut header = [0; 29];
-    accepted
-        .read_exact(&mut header)
-        .expect("a header of 28 bytes and one byte");
+    accepted.read_exact(&mut header).expect("a header of 28 bytes and one byte");
     let source = stream.local_addr().expect("connected").port().to_be_bytes();
     let target = gateway.address.port().to_be_bytes();
     let mut expected = b"\r\n\r\n\0\r\nQUIT\n".to_vec();
@@ -356,9 +291,7 @@ fn a_zero_byte_connection(engine: Engine) {
     let stream = open(&gateway);
     until("the application has it", SOON, || oracle.count() == 1);
     drop(stream);
-    until("the application has seen its end", SOON, || {
-        oracle.count() == 0
-    });
+    until("the application has seen its end", SOON, || oracle.count() == 0);
     assert_eq!(oracle.arrivals()[0].end, Some(Ok(())));
     assert_eq!(gateway.port().outcome("served"), 1);
     gateway.assert_clean();

@@ -30,9 +30,8 @@ fn a_killed_application(engine: Engine) {
     let app = AppProcess::echo();
     let address = app.address;
     let gateway = Setup::new(engine, address).set("limit", 300).start();
-    let mut clients: Vec<_> = (0..200)
-        .map(|_| Client::connect(gateway.address).expect("connects"))
-        .collect();
+    let mut clients: Vec<_> =
+        (0..200).map(|_| Client::connect(gateway.address).expect("connects")).collect();
     for client in &mut clients {
         client.stream.write_all(b"x").expect("writes");
         client.stream.read_exact(&mut [0]).expect("an echo");
@@ -41,19 +40,10 @@ fn a_killed_application(engine: Engine) {
     app.kill();
     for client in &mut clients {
         let end = client.end();
-        assert!(
-            matches!(end, End::Reset | End::Refused),
-            "the end arrives: {end:?}"
-        );
+        assert!(matches!(end, End::Reset | End::Refused), "the end arrives: {end:?}");
     }
-    assert!(
-        start.elapsed() < slack(Duration::from_millis(100)),
-        "{:?}",
-        start.elapsed()
-    );
-    until("no slot is held", slack(Duration::from_secs(1)), || {
-        gateway.port().active == 0
-    });
+    assert!(start.elapsed() < slack(Duration::from_millis(100)), "{:?}", start.elapsed());
+    until("no slot is held", slack(Duration::from_secs(1)), || gateway.port().active == 0);
 
     let end = Client::connect(gateway.address).expect("connects").end();
     assert!(matches!(end, End::Refused | End::Reset), "{end:?}");
@@ -80,23 +70,14 @@ fn a_hung_application(engine: Engine) {
         .set("idle-timeout", "2s")
         .set("abandon-timeout", "200ms")
         .start();
-    let mut clients: Vec<_> = (0..50)
-        .map(|_| Client::asking(gateway.address, Duration::ZERO))
-        .collect();
-    until("all but eight are refused", SOON, || {
-        gateway.port().refused("queue_full") == 42
-    });
-    until("the waiters time out", SOON, || {
-        gateway.port().refused("queue_timeout") == 4
-    });
+    let mut clients: Vec<_> =
+        (0..50).map(|_| Client::asking(gateway.address, Duration::ZERO)).collect();
+    until("all but eight are refused", SOON, || gateway.port().refused("queue_full") == 42);
+    until("the waiters time out", SOON, || gateway.port().refused("queue_timeout") == 4);
     assert_eq!(gateway.port().active, 4);
     until("the slots come free", SOON, || gateway.port().active == 0);
     let ledger: Ledger = clients.iter_mut().map(Client::end).collect();
-    assert_eq!(
-        ledger.of(End::TimedOut) + ledger.of(End::Answered),
-        0,
-        "{ledger:?}"
-    );
+    assert_eq!(ledger.of(End::TimedOut) + ledger.of(End::Answered), 0, "{ledger:?}");
     assert_eq!(oracle.peak_alive(), 4);
     gateway.assert_clean();
 }
@@ -105,20 +86,13 @@ fn a_hung_application(engine: Engine) {
 /// descriptor is free at once.
 fn an_application_that_does_not_accept(engine: Engine) {
     let app = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-    app.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
-        .expect("binds");
+    app.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("binds");
     app.listen(0).expect("listens");
-    let address = app
-        .local_addr()
-        .expect("bound")
-        .as_socket()
-        .expect("an address");
+    let address = app.local_addr().expect("bound").as_socket().expect("an address");
     let _fills_the_backlog = TcpStream::connect(address).expect("the one place in the backlog");
 
-    let gateway = Setup::new(engine, address)
-        .set("limit", 4)
-        .set("connect-timeout", "500ms")
-        .start();
+    let gateway =
+        Setup::new(engine, address).set("limit", 4).set("connect-timeout", "500ms").start();
     let start = Instant::now();
     let mut client = Client::asking(gateway.address, Duration::ZERO);
     assert!(matches!(client.end(), End::Refused | End::Reset));
@@ -134,18 +108,13 @@ fn an_application_that_does_not_accept(engine: Engine) {
 /// T04: an application that is stopped for a while loses nothing and is not dialled anew.
 fn a_stopped_application(engine: Engine) {
     let app = AppProcess::work();
-    let gateway = Setup::new(engine, app.address)
-        .set("limit", 20)
-        .set("queue-timeout", "30s")
-        .start();
-    let mut clients: Vec<_> = (0..10)
-        .map(|_| Client::connect(gateway.address).expect("connects"))
-        .collect();
+    let gateway =
+        Setup::new(engine, app.address).set("limit", 20).set("queue-timeout", "30s").start();
+    let mut clients: Vec<_> =
+        (0..10).map(|_| Client::connect(gateway.address).expect("connects")).collect();
     until("ten are in", SOON, || gateway.port().active == 10);
     app.signal(Signal::STOP);
-    clients
-        .iter_mut()
-        .for_each(|client| client.ask(Duration::ZERO));
+    clients.iter_mut().for_each(|client| client.ask(Duration::ZERO));
     clients.extend((0..10).map(|_| Client::asking(gateway.address, Duration::ZERO)));
     std::thread::sleep(Duration::from_millis(scale(500, 5_000) as u64)); // the outage itself
     app.signal(Signal::CONT);
@@ -167,10 +136,7 @@ fn nobody_listens(engine: Engine) {
     }
     assert_eq!(gateway.port().refused("upstream_refused"), 20);
     let _oracle = Oracle::start_at(address, Script::Work);
-    assert_eq!(
-        ledger::exchange(gateway.address, Duration::ZERO, SOON),
-        End::Answered
-    );
+    assert_eq!(ledger::exchange(gateway.address, Duration::ZERO, SOON), End::Answered);
     gateway.assert_clean();
 }
 
@@ -179,12 +145,9 @@ fn nobody_listens(engine: Engine) {
 fn a_killed_gateway_leaves_nothing(engine: Engine) {
     let count = scale(500, 1_000);
     let oracle = Oracle::start(Script::Echo);
-    let mut gateway = Setup::new(engine, oracle.address)
-        .set("limit", 2_000)
-        .start();
-    let mut clients: Vec<_> = (0..count)
-        .map(|_| Client::connect(gateway.address).expect("connects"))
-        .collect();
+    let mut gateway = Setup::new(engine, oracle.address).set("limit", 2_000).start();
+    let mut clients: Vec<_> =
+        (0..count).map(|_| Client::connect(gateway.address).expect("connects")).collect();
     until("all are in", SOON, || oracle.count() == count);
     for client in &mut clients {
         client.stream.write_all(&[0; 100]).expect("writes");
@@ -192,16 +155,8 @@ fn a_killed_gateway_leaves_nothing(engine: Engine) {
     let start = Instant::now();
     gateway.signal(Signal::KILL);
     gateway.wait_exit(slack(Duration::from_secs(1)));
-    until(
-        "the application sees them end",
-        slack(Duration::from_secs(1)),
-        || oracle.count() == 0,
-    );
-    assert!(
-        start.elapsed() < slack(Duration::from_secs(1)),
-        "{:?}",
-        start.elapsed()
-    );
+    until("the application sees them end", slack(Duration::from_secs(1)), || oracle.count() == 0);
+    assert!(start.elapsed() < slack(Duration::from_secs(1)), "{:?}", start.elapsed());
 
     let listen = format!("{}={}", gateway.address, oracle.address);
     let again = Setup::without_port(engine).set("listen", listen).start();
@@ -228,9 +183,7 @@ fn its_own_address_is_no_application(engine: Engine) {
 fn a_loop_through_another_name(engine: Engine) {
     let port = Oracle::start(Script::Work).address.port(); // dropped: free
     let listen = format!("0.0.0.0:{port}=127.0.0.2:{port}");
-    let setup = Setup::without_port(engine)
-        .set("listen", listen)
-        .set("limit", 50);
+    let setup = Setup::without_port(engine).set("listen", listen).set("limit", 50);
     let gateway = match setup.try_start() {
         Ok(gateway) => gateway,
         Err((status, log)) => {
@@ -242,10 +195,6 @@ fn a_loop_through_another_name(engine: Engine) {
     assert!(matches!(end, End::Refused | End::Reset), "{end:?}");
     let seen = gateway.port();
     assert_eq!(seen.refused("loop"), 1, "{seen:?}");
-    assert!(
-        seen.accepted <= 2,
-        "one connection became {}",
-        seen.accepted
-    );
+    assert!(seen.accepted <= 2, "one connection became {}", seen.accepted);
     gateway.assert_clean();
 }

@@ -45,14 +45,8 @@ fn exchange(
 fn parse(raw: &str) -> Option<Reply> {
     let (head, body) = raw.split_once("\r\n\r\n")?;
     let code = head.split(' ').nth(1)?.parse().ok()?;
-    let chunked = head
-        .to_ascii_lowercase()
-        .contains("transfer-encoding: chunked");
-    let body = if chunked {
-        unchunk(body)?
-    } else {
-        body.to_owned()
-    };
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    let body = if chunked { unchunk(body)? } else { body.to_owned() };
     Some(Reply { code, body })
 }
 

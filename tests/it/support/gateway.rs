@@ -47,12 +47,8 @@ impl Setup {
 
     /// For what chooses its own `--listen`.
     pub(crate) fn without_port(engine: Engine) -> Self {
-        let setup = Self {
-            engine: engine.name(),
-            flags: Vec::new(),
-            launcher: Vec::new(),
-            denied: None,
-        };
+        let setup =
+            Self { engine: engine.name(), flags: Vec::new(), launcher: Vec::new(), denied: None };
         setup.set("drain-delay", "0s")
     }
 
@@ -130,11 +126,7 @@ impl Setup {
             assert!(start.elapsed() < bound, "it does not serve after {bound:?}");
         };
         if engine != "auto" {
-            assert_eq!(
-                status.engine.name, engine,
-                "it said: {}",
-                status.engine.reason
-            );
+            assert_eq!(status.engine.name, engine, "it said: {}", status.engine.reason);
         }
         let listens = status.ports.iter().map(|port| {
             let listen = port.listen.parse::<SocketAddr>();
@@ -157,14 +149,10 @@ impl Setup {
         for local in ["--admin", "--probe", "--metrics"] {
             command.args([local, "127.0.0.1:0"]);
         }
-        command
-            .arg("--control")
-            .arg(dir.path().join("control.sock"));
+        command.arg("--control").arg(dir.path().join("control.sock"));
         command.args(&self.flags);
         let log = File::create(dir.path().join("log")).expect("a log file");
-        command
-            .stdout(log.try_clone().expect("a second handle"))
-            .stderr(log);
+        command.stdout(log.try_clone().expect("a second handle")).stderr(log);
         if let Some(errno) = self.denied {
             super::seccomp::deny_io_uring(&mut command, errno);
         }
@@ -175,11 +163,7 @@ impl Setup {
             pid: child.id(),
             child,
             dir,
-            baseline: Footprint {
-                fds: 0,
-                threads: 0,
-                ring_ops: 0,
-            },
+            baseline: Footprint { fds: 0, threads: 0, ring_ops: 0 },
         }
     }
 }
@@ -322,10 +306,7 @@ impl Gateway {
     fn left_over(&self) -> Option<String> {
         let status = self.try_status()?;
         let (now, was) = (self.footprint(&status), self.baseline);
-        let ports_idle = status
-            .ports
-            .iter()
-            .all(|port| port.active == 0 && port.queued == 0);
+        let ports_idle = status.ports.iter().all(|port| port.active == 0 && port.queued == 0);
         let idle = ports_idle && status.connections == 0 && status.pools.in_use == 0;
         let small =
             now.fds <= was.fds && now.threads <= was.threads && now.ring_ops <= was.ring_ops;

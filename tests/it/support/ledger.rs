@@ -185,19 +185,14 @@ pub(crate) fn closed_loop(
             })
             .collect();
         let joined = threads.into_iter().map(|thread| thread.join());
-        joined
-            .map(|ledger| ledger.expect("a client panicked"))
-            .sum()
+        joined.map(|ledger| ledger.expect("a client panicked")).sum()
     })
 }
 
 /// Reads every client to its end, all at once, while `meanwhile` goes on.
 pub(crate) fn end_all_while(clients: &mut [Client], meanwhile: impl FnOnce()) -> Ledger {
     std::thread::scope(|scope| {
-        let ends: Vec<_> = clients
-            .iter_mut()
-            .map(|client| scope.spawn(|| client.end()))
-            .collect();
+        let ends: Vec<_> = clients.iter_mut().map(|client| scope.spawn(|| client.end())).collect();
         meanwhile();
         let ends = ends.into_iter().map(|end| end.join().expect("no panic"));
         ends.collect()

@@ -70,10 +70,7 @@ fn uring_allowed() -> bool {
 
 /// Says why a test could not run here. On CI nothing may be skipped.
 pub(crate) fn skip(reason: &str) {
-    assert!(
-        std::env::var("CI").is_err(),
-        "SKIPPED, and CI forbids it: {reason}"
-    );
+    assert!(std::env::var("CI").is_err(), "SKIPPED, and CI forbids it: {reason}");
     eprintln!("SKIPPED: {reason}");
 }
 

@@ -24,9 +24,7 @@ pub(crate) fn missing() -> Option<&'static str> {
 #[track_caller]
 pub(crate) fn start(setup: Setup, preparation: &str) -> Gateway {
     let script = format!("ip link set lo up && {preparation} && exec \"$@\"");
-    setup
-        .through(&["unshare", "--net", "sh", "-c", &script, "sh"])
-        .start()
+    setup.through(&["unshare", "--net", "sh", "-c", &script, "sh"]).start()
 }
 
 /// Runs `body` in the gateway's network, in a thread of its own: the thread and those it starts stay there.
@@ -46,8 +44,7 @@ pub(crate) fn inside<R: Send>(gateway: &Gateway, body: impl FnOnce() -> R + Send
 #[track_caller]
 pub(crate) fn nft(gateway: &Gateway, rules: &str) {
     let target = gateway.pid.to_string();
-    let status = Command::new("nsenter")
-        .args(["--net", "--target", &target, "nft", rules])
-        .status();
+    let status =
+        Command::new("nsenter").args(["--net", "--target", &target, "nft", rules]).status();
     assert!(status.expect("nsenter runs").success(), "nft {rules}");
 }

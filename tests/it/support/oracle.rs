@@ -103,11 +103,7 @@ impl Oracle {
             let books = Arc::clone(&books);
             move || serve(listener, script, &books)
         });
-        Self {
-            address,
-            books,
-            thread: Some(thread),
-        }
+        Self { address, books, thread: Some(thread) }
     }
 
     /// Connections open now, by its own count.
@@ -122,11 +118,7 @@ impl Oracle {
 
     /// The most that were ever alive at once by the kernel's word.
     pub(crate) fn peak_alive(&self) -> usize {
-        self.arrivals()
-            .iter()
-            .map(|arrival| arrival.alive)
-            .max()
-            .unwrap_or(0)
+        self.arrivals().iter().map(|arrival| arrival.alive).max().unwrap_or(0)
     }
 
     /// Every connection so far, in the order of their arrival.
@@ -141,11 +133,7 @@ impl Oracle {
 
     /// The ids in the order of arrival, of those whose request was read.
     pub(crate) fn ids(&self) -> Vec<u64> {
-        self.books
-            .arrivals()
-            .iter()
-            .filter_map(|arrival| arrival.id)
-            .collect()
+        self.books.arrivals().iter().filter_map(|arrival| arrival.id).collect()
     }
 
     /// Lets so many held requests be answered, in the order in which they were read.
@@ -173,10 +161,8 @@ impl Books {
 type Held = Rc<RefCell<BTreeMap<usize, Rc<TcpStream>>>>;
 
 fn serve(listener: std::net::TcpListener, script: Script, books: &Arc<Books>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
         let listener = TcpListener::from_std(listener).expect("a listener");
@@ -190,12 +176,8 @@ fn serve(listener: std::net::TcpListener, script: Script, books: &Arc<Books>) {
                 () = books.stop.notified() => return,
             };
             let number = books.enter(&held, &stream);
-            let conversation = Conversation {
-                number,
-                stream,
-                books: Arc::clone(books),
-                held: Rc::clone(&held),
-            };
+            let conversation =
+                Conversation { number, stream, books: Arc::clone(books), held: Rc::clone(&held) };
             tokio::task::spawn_local(conversation.hold(script));
         }
     });
@@ -228,18 +210,11 @@ fn alive(held: &BTreeMap<usize, Rc<TcpStream>>) -> usize {
     if held.len() > 800 {
         return held.len();
     }
-    let streams = held
-        .values()
-        .map(|stream| PollFd::new(&**stream, PollFlags::empty()));
+    let streams = held.values().map(|stream| PollFd::new(&**stream, PollFlags::empty()));
     let mut fds: Vec<_> = streams.collect();
-    let none = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let none = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut fds, Some(&none)).expect("poll of own sockets");
-    let dead = fds
-        .iter()
-        .filter(|fd| fd.revents().contains(PollFlags::HUP));
+    let dead = fds.iter().filter(|fd| fd.revents().contains(PollFlags::HUP));
     fds.len() - dead.count()
 }
 

@@ -30,10 +30,7 @@ pub(crate) fn cpu_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
     let (_, after_name) = stat.rsplit_once(") ").expect("stat has a name in brackets");
     let fields: Vec<&str> = after_name.split(' ').collect();
-    [11, 12]
-        .iter()
-        .map(|&at| fields[at].parse::<u64>().expect("ticks"))
-        .sum()
+    [11, 12].iter().map(|&at| fields[at].parse::<u64>().expect("ticks")).sum()
 }
 
 /// Whether a program is installed.
@@ -42,7 +39,5 @@ pub(crate) fn installed(program: &str) -> bool {
         return fs::exists(program).unwrap_or(false);
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into()])
-        .any(|dir| dir.join(program).exists())
+    std::env::split_paths(&path).chain(["/usr/sbin".into()]).any(|dir| dir.join(program).exists())
 }

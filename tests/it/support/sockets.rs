@@ -26,9 +26,7 @@ pub(crate) fn open_at(port: u16) -> HashSet<Cookie> {
     let diag = Protocol::from(libc::NETLINK_SOCK_DIAG);
     let socket =
         Socket::new(netlink, Type::DGRAM, Some(diag)).expect("sock_diag is in every kernel");
-    socket
-        .send(&question(port))
-        .expect("the kernel takes the question");
+    socket.send(&question(port)).expect("the kernel takes the question");
     let mut answer = vec![0; 65_536];
     let mut open = HashSet::new();
     loop {
@@ -56,10 +54,8 @@ fn question(port: u16) -> [u8; 72] {
     question[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     question[6..8].copy_from_slice(&NLM_F_REQUEST_DUMP.to_ne_bytes());
     question[16..18].copy_from_slice(&[libc::AF_INET as u8, libc::IPPROTO_TCP as u8]);
-    let states: u32 = [ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT]
-        .iter()
-        .map(|state| 1 << state)
-        .sum();
+    let states: u32 =
+        [ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT].iter().map(|state| 1 << state).sum();
     question[20..24].copy_from_slice(&states.to_ne_bytes());
     question[24..26].copy_from_slice(&port.to_be_bytes());
     question
@@ -119,11 +115,7 @@ impl Watch {
                 }
             }
         });
-        Self {
-            peak,
-            stop,
-            thread: Some(thread),
-        }
+        Self { peak, stop, thread: Some(thread) }
     }
 
     /// The most that were there at once.
