@@ -124,10 +124,10 @@ impl Client {
             Ok(0) => End::Refused,
             Ok(_) if answer == self.id.to_le_bytes() => End::Answered,
             Ok(_) => End::Lost,
-            Err(_) if !answer.is_empty() => End::Lost,
             Err(error) => match error.kind() {
-                ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => End::Reset,
                 ErrorKind::WouldBlock | ErrorKind::TimedOut => End::TimedOut,
+                _ if !answer.is_empty() => End::Lost,
+                ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => End::Reset,
                 other => panic!("a client met {other:?}"),
             },
         }
