@@ -3,9 +3,11 @@
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::support::gateway::{Setup, binary};
 use crate::support::oracle::{Oracle, Script};
-use crate::support::{Engine, run};
+use crate::support::{Engine, SOON, run, until};
 
 const APP: &str = "127.0.0.1:1";
 
@@ -20,7 +22,7 @@ fn refused(flags: &[(&str, &str)], words: &[&str]) {
         assert!(log.contains(word), "{word:?} is not in the message for {flags:?}:\n{log}");
     }
     assert!(!log.contains("panicked"), "{log}");
-    assert!(log.lines().count() <= 3 + 3 * flags.len(), "short, not the whole help:\n{log}");
+    assert!(log.lines().count() <= 8 + 2 * flags.len(), "short, not the whole help:\n{log}");
 }
 
 /// T50: numbers that cannot be meant.
@@ -178,6 +180,46 @@ fn a_bad_live_change() {
             assert_eq!(gateway.port().limit, Some(3), "after {body}");
         }
         gateway.assert_clean();
+    });
+}
+
+/// SIGHUP reads the file again; a file that cannot be used changes nothing, and it goes on serving.
+#[test]
+fn a_file_is_read_again() {
+    run(Engine::Epoll, |engine| {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("tidegate.yaml");
+        let write = |text: &str| std::fs::write(&file, text).expect("writes");
+        write("limit: 3\nqueue-length: 5\n");
+        let oracle = Oracle::start(Script::Work);
+        let setup = Setup::new(engine, oracle.address);
+        let gateway = setup.set("config", file.display()).start();
+        assert_eq!(gateway.port().limit, Some(3));
+        write("limit: 7\nqueue-length: 5\n");
+        gateway.signal(Signal::HUP);
+        until("the new limit holds", SOON, || gateway.port().limit == Some(7));
+        let before = gateway.log().len();
+        write("limmit: 9\n");
+        gateway.signal(Signal::HUP);
+        until("it says what is wrong", SOON, || gateway.log()[before..].contains("limmit"));
+        assert_eq!(gateway.port().limit, Some(7), "the last good settings stay");
+        gateway.assert_clean();
+    });
+}
+
+/// Flags win over the environment, the environment over the file.
+#[test]
+fn the_nearer_setting_wins() {
+    run(Engine::Epoll, |engine| {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("tidegate.yaml");
+        std::fs::write(&file, "limit: 3\nqueue-length: 33\nper-client-limit: 30\n")
+            .expect("writes");
+        let setup = Setup::new(engine, "127.0.0.1:1").set("config", file.display());
+        let launcher = ["env", "TIDEGATE_LIMIT=4", "TIDEGATE_QUEUE_LENGTH=44"];
+        let gateway = setup.through(&launcher).set("limit", 5).start();
+        let port = gateway.port();
+        assert_eq!((port.limit, port.queue_length), (Some(5), 44));
     });
 }
 

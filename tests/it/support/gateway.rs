@@ -384,6 +384,7 @@ pub(crate) struct Port {
     pub(crate) limit: Option<u64>,
     pub(crate) active: u64,
     pub(crate) queued: u64,
+    pub(crate) queue_length: u64,
     pub(crate) peak_active: u64,
     pub(crate) accepted: u64,
     pub(crate) admitted: u64,
