@@ -75,7 +75,8 @@ fn nobody_barges_while_the_limit_is_raised(engine: Engine) {
         until("as many as fit are in", SOON, || oracle.ids().len() == limit);
         let mut served = oracle.ids();
         let mut expected = order[..limit].to_vec();
-        (served.sort_unstable(), expected.sort_unstable());
+        served.sort_unstable();
+        expected.sort_unstable();
         assert_eq!(served, expected, "the first {limit} to come are the first in");
     }
     oracle.release(clients.len());
