@@ -114,8 +114,7 @@ pub struct Demo {
 
 impl Args for Settings {
     fn augment_args(command: clap::Command) -> clap::Command {
-        KEYS.iter()
-            .fold(command, |command, key| command.arg(flag(key)))
+        KEYS.iter().fold(command, |command, key| command.arg(flag(key)))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -151,10 +150,7 @@ fn flag(key: &'static Key) -> Arg {
         // `--limit -5` is a mistake about the limit, not about a flag `-5`.
         .allow_negative_numbers(true);
     match key.kind {
-        Kind::Switch => arg
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true"),
+        Kind::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
         _ => arg,
     }
 }
@@ -186,20 +182,9 @@ mod tests {
         let Command::Run(run) = Cli::try_parse_from(typed).expect("parses").command else {
             panic!("not run")
         };
-        let settings: Vec<_> = run
-            .settings
-            .0
-            .iter()
-            .map(|(k, v)| (k.name, v.to_str().expect("ascii")))
-            .collect();
-        assert_eq!(
-            settings,
-            [
-                ("limit", "5"),
-                ("limit", "8080=-1"),
-                ("uring-sqpoll", "true")
-            ]
-        );
+        let settings: Vec<_> =
+            run.settings.0.iter().map(|(k, v)| (k.name, v.to_str().expect("ascii"))).collect();
+        assert_eq!(settings, [("limit", "5"), ("limit", "8080=-1"), ("uring-sqpoll", "true")]);
     }
 
     #[test]

@@ -110,11 +110,7 @@ impl Target {
             Self::Control(_) => "localhost".to_owned(),
             Self::Admin(address) => address.to_string(),
         };
-        let payload = if body.is_null() {
-            String::new()
-        } else {
-            body.to_string()
-        };
+        let payload = if body.is_null() { String::new() } else { body.to_string() };
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -125,11 +121,7 @@ impl Target {
         let response = sender.send_request(request).await.map_err(broken)?;
         let status = response.status();
         let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER);
-        let body = body
-            .collect()
-            .await
-            .map_err(|error| foreign(error.to_string()))?
-            .to_bytes();
+        let body = body.collect().await.map_err(|error| foreign(error.to_string()))?.to_bytes();
         let value: Option<Value> = serde_json::from_slice(&body).ok();
         match (status.is_success(), value) {
             (true, Some(value)) => Ok(value),
@@ -153,21 +145,13 @@ pub async fn drain(
 ) -> Result<String, ClientError> {
     let target = Target::Control(control.to_owned());
     let work = async {
-        let answer = target
-            .ask(Method::POST, "/drain", &Value::Null, Some(PATIENCE))
-            .await?;
+        let answer = target.ask(Method::POST, "/drain", &Value::Null, Some(PATIENCE)).await?;
         if !wait {
             let phase = answer["phase"].as_str().unwrap_or_default();
-            let news = if answer["started"] == true {
-                "started"
-            } else {
-                "was already wanted"
-            };
+            let news = if answer["started"] == true { "started" } else { "was already wanted" };
             return Ok(format!("the drain {news}; the gateway is {phase}"));
         }
-        let report = target
-            .ask(Method::GET, "/drain/wait", &Value::Null, None)
-            .await?;
+        let report = target.ask(Method::GET, "/drain/wait", &Value::Null, None).await?;
         Ok(serde_json::to_string_pretty(&report).unwrap_or_default())
     };
     match limit {
@@ -196,9 +180,7 @@ pub async fn set(control: &Path, changes: &[String]) -> Result<Vec<String>, Clie
         return Err(ClientError::Refused(mistakes));
     }
     let target = Target::Control(control.to_owned());
-    let answer = target
-        .ask(Method::POST, "/set", &json!(map), Some(PATIENCE))
-        .await?;
+    let answer = target.ask(Method::POST, "/set", &json!(map), Some(PATIENCE)).await?;
     Ok(strings(&answer["applied"]))
 }
 
@@ -206,10 +188,7 @@ pub async fn set(control: &Path, changes: &[String]) -> Result<Vec<String>, Clie
 pub async fn status(targets: &[Target]) -> Result<Value, ClientError> {
     let mut first = None;
     for target in targets {
-        match target
-            .ask(Method::GET, "/status.json", &Value::Null, Some(PATIENCE))
-            .await
-        {
+        match target.ask(Method::GET, "/status.json", &Value::Null, Some(PATIENCE)).await {
             Ok(status) if status["ports"].is_array() => return Ok(status),
             Ok(_) => {
                 let what = "its status has no ports".to_owned();
@@ -245,21 +224,12 @@ pub async fn watch(targets: &[Target], json: bool, out: &mut impl Write) -> io::
 
 /// The status as it is printed.
 pub fn show(status: &Value, json: bool) -> String {
-    if json {
-        format!("{status}\n")
-    } else {
-        page::plain(status)
-    }
+    if json { format!("{status}\n") } else { page::plain(status) }
 }
 
 fn strings(list: &Value) -> Vec<String> {
     let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
-    list.iter()
-        .map(|item| {
-            item.as_str()
-                .map_or_else(|| item.to_string(), str::to_owned)
-        })
-        .collect()
+    list.iter().map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned)).collect()
 }
 
 impl fmt::Display for Target {

@@ -107,19 +107,13 @@ impl Layers {
         let environment = words::of_environment(environment, &mut mistakes);
         let flags = words::of_flags(run, &mut mistakes);
         let path = run.config.clone().or(environment.config);
-        let file = path
-            .as_deref()
-            .map(|path| file::read(path, &mut mistakes))
-            .unwrap_or_default();
+        let file = path.as_deref().map(|path| file::read(path, &mut mistakes)).unwrap_or_default();
 
         let listeners_from_file = flags.listen.is_empty() && environment.listen.is_empty();
         let named = [flags.listen, environment.listen, file.listen];
         // A bad listener of a weaker layer is a mistake too, although it would not be used.
         let parsed = named.map(|texts| listen::parse_all(texts, &mut mistakes));
-        let listeners = parsed
-            .into_iter()
-            .find(|list| !list.is_empty())
-            .unwrap_or_default();
+        let listeners = parsed.into_iter().find(|list| !list.is_empty()).unwrap_or_default();
 
         let layers = Self {
             path,
@@ -163,13 +157,9 @@ impl Layers {
             let Some((key, port)) = words::live_key(&name, &text, &mut mistakes) else {
                 continue;
             };
-            changed
-                .live
-                .retain(|word| word.key != key || port.is_some() && word.port != port);
+            changed.live.retain(|word| word.key != key || port.is_some() && word.port != port);
             if text != "default" {
-                changed
-                    .live
-                    .extend(Word::parse(key, port, text, Origin::Live, &mut mistakes));
+                changed.live.extend(Word::parse(key, port, text, Origin::Live, &mut mistakes));
             }
         }
         mistakes.into_result()?;
@@ -191,10 +181,7 @@ impl Layers {
                     .map(|text| (&text.address, &text.app))
                     .eq(self.listeners.iter().map(|l| (&l.listen_text, &l.app_text)));
                 if !same {
-                    let origin = Origin::File {
-                        path: path.clone(),
-                        line: None,
-                    };
+                    let origin = Origin::File { path: path.clone(), line: None };
                     mistakes.add("listen", None, origin, "has changed, and needs a restart");
                 }
             }

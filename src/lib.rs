@@ -1,5 +1,6 @@
 //! Tidegate holds back the tide.
 pub mod admin;
+pub mod app;
 pub mod cli;
 pub mod client;
 pub mod config;

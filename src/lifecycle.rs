@@ -202,10 +202,7 @@ impl Lifecycle {
     /// The report, once the drain is over.
     pub async fn drained(&self) -> Report {
         let mut reports = self.inner.report.subscribe();
-        let report = reports
-            .wait_for(Option::is_some)
-            .await
-            .expect("the sender lives in self");
+        let report = reports.wait_for(Option::is_some).await.expect("the sender lives in self");
         report.clone().expect("waited for Some")
     }
 

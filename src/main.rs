@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tidegate::app;
 use tidegate::cli::{self, Cli, Command};
 use tidegate::client::{self, Target};
 use tidegate::config::{self, Layers};
@@ -28,11 +29,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // With stdout or stderr closed there is nobody to tell.
             let _ = error.print();
-            if error.use_stderr() {
-                Exit::Config
-            } else {
-                Exit::Ok
-            }
+            if error.use_stderr() { Exit::Config } else { Exit::Ok }
         }
     };
     ExitCode::from(exit as u8)
@@ -49,17 +46,21 @@ fn dispatch(command: Command) -> Exit {
 }
 
 fn run(args: &cli::Run) -> Exit {
+    app::raise_open_files();
     let resolved = Layers::from_cli(args, config::environment())
         .and_then(|layers| layers.resolve().map(|config| (layers, config)));
-    let (_layers, config) = match resolved {
+    let (layers, config) = match resolved {
         Ok(resolved) => resolved,
         Err(mistakes) => return misconfigured(&mistakes.to_string()),
     };
-    let _telemetry = match telemetry::start(&config.log) {
+    let telemetry = match telemetry::start(&config.log) {
         Ok(telemetry) => telemetry,
         Err(error) => return fail(&error.to_string()),
     };
-    fail("the data plane is not wired yet")
+    match app::run(config, layers, telemetry.level()) {
+        Ok(_) => Exit::Ok,
+        Err(error) => fail(&format!("{error:#}")),
+    }
 }
 
 /// Always 0: a hook that fails would only be reported, and the pod would end without a drain.
@@ -68,9 +69,7 @@ fn drain(args: &cli::Drain) -> Exit {
         match settings::find("drain-timeout").map(|key| key.kind.parse(text)) {
             Some(Ok(Value::Duration(limit))) => limit,
             _ => {
-                complain(&format!(
-                    "--timeout {text:?} is no duration such as 30s, and is ignored"
-                ));
+                complain(&format!("--timeout {text:?} is no duration such as 30s, and is ignored"));
                 None
             }
         }
@@ -122,12 +121,8 @@ fn status(args: &cli::Status) -> Exit {
 
 /// Whom to ask: what is named, else the usual admin address and then the control socket.
 fn targets(args: &cli::Status) -> Result<Vec<Target>, String> {
-    let control = || {
-        Target::Control(config::control_path(
-            args.control.as_deref(),
-            config::environment(),
-        ))
-    };
+    let control =
+        || Target::Control(config::control_path(args.control.as_deref(), config::environment()));
     match (&args.admin, &args.control) {
         (None, Some(_)) => Ok(vec![control()]),
         (Some(text), _) => match text.parse() {
@@ -136,19 +131,15 @@ fn targets(args: &cli::Status) -> Result<Vec<Target>, String> {
                 "--admin {text:?} must be an IP address and a port such as 127.0.0.1:15820"
             )),
         },
-        (None, None) => Ok(vec![
-            Target::Admin(config::admin_address(config::environment())),
-            control(),
-        ]),
+        (None, None) => {
+            Ok(vec![Target::Admin(config::admin_address(config::environment())), control()])
+        }
     }
 }
 
 /// The commands are clients; one thread is enough.
 fn block_on<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
-    Ok(tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(work))
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
 }
 
 fn print(text: &str) {

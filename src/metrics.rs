@@ -2,6 +2,7 @@
 //! addition; names, labels and text formats are the admin server's business (`admin/`), gauges are
 //! read at scrape time from what they describe.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ pub struct PortMetrics {
     admitted: AtomicU64,
     carried: [AtomicU64; Outcome::CARRIED.len()],
     refused: [AtomicU64; Reason::ALL.len()],
-    bytes_from_client: AtomicU64,
-    bytes_from_app: AtomicU64,
+    /// Bytes read from clients, and from the application; the relays add to them as they go.
+    pub bytes: Arc<[AtomicU64; 2]>,
     /// Seconds an admitted or refused connection waited in the queue; only those that waited.
     pub wait_seconds: Histogram,
     /// Seconds from accept to release of connections that reached the application.
@@ -39,8 +40,7 @@ impl Default for PortMetrics {
             admitted: AtomicU64::new(0),
             carried: Default::default(),
             refused: Default::default(),
-            bytes_from_client: AtomicU64::new(0),
-            bytes_from_app: AtomicU64::new(0),
+            bytes: Arc::default(),
             wait_seconds: Histogram::new(WAIT_BUCKETS),
             connection_seconds: Histogram::new(CONNECTION_BUCKETS),
         }
@@ -63,8 +63,8 @@ impl PortMetrics {
         self.wait_seconds.observe(waited.as_secs_f64());
     }
 
-    /// A connection ended. `bytes`: read from the client, read from the application.
-    pub fn end(&self, outcome: Outcome, bytes: [u64; 2], lasted: Duration) {
+    /// A connection ended.
+    pub fn end(&self, outcome: Outcome, lasted: Duration) {
         let counter = match outcome {
             Outcome::Refused(reason) => &self.refused[reason as usize],
             carried => {
@@ -73,8 +73,6 @@ impl PortMetrics {
                 &self.carried[at.expect("every outcome that is no refusal is in CARRIED")]
             }
         };
-        self.bytes_from_client.fetch_add(bytes[0], Ordering::Relaxed);
-        self.bytes_from_app.fetch_add(bytes[1], Ordering::Relaxed);
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -101,8 +99,8 @@ impl PortMetrics {
             .map(|(outcome, count)| (outcome, count.load(Ordering::Relaxed)))
     }
 
-    /// Bytes read from clients and from the application by connections that have ended.
+    /// Bytes read from clients and from the application.
     pub fn bytes(&self) -> [u64; 2] {
-        [&self.bytes_from_client, &self.bytes_from_app].map(|b| b.load(Ordering::Relaxed))
+        [0, 1].map(|side: usize| self.bytes[side].load(Ordering::Relaxed))
     }
 }

@@ -48,23 +48,13 @@ pub enum Default {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     /// One of these words. `later`: words of features that are not built.
-    Choice {
-        words: &'static [&'static str],
-        later: &'static [&'static str],
-    },
+    Choice { words: &'static [&'static str], later: &'static [&'static str] },
     /// An integer, or the word that stands for "no number".
-    Count {
-        min: u32,
-        max: u32,
-        word: Option<&'static str>,
-    },
+    Count { min: u32, max: u32, word: Option<&'static str> },
     /// A list of integers.
     Counts { max: u32, most: usize },
     /// A length of time, or the word that stands for "no such time".
-    Duration {
-        zero: bool,
-        word: Option<&'static str>,
-    },
+    Duration { zero: bool, word: Option<&'static str> },
     /// `true` or `false`.
     Switch,
     /// An IP address and a port.
@@ -115,10 +105,7 @@ const fn count(min: u32, max: u32, word: Option<&'static str>) -> Kind {
     Kind::Count { min, max, word }
 }
 
-const TIMEOUT: Kind = Kind::Duration {
-    zero: false,
-    word: None,
-};
+const TIMEOUT: Kind = Kind::Duration { zero: false, word: None };
 
 const fn key(
     name: &'static str,
@@ -128,14 +115,7 @@ const fn key(
     default: Default,
     help: &'static str,
 ) -> Key {
-    Key {
-        name,
-        kind,
-        scope,
-        live,
-        default,
-        help,
-    }
+    Key { name, kind, scope, live, default, help }
 }
 
 const LIVE: bool = true;
@@ -233,10 +213,8 @@ pub fn settings_table() -> String {
         let name = key.name;
         let per_port = if key.scope == Port { "" } else { " (process)" };
         let allowed = key.kind.allowed();
-        table += &format!(
-            "| `{name}`{per_port} | {allowed} | {default} | {live} | {} |\n",
-            key.help
-        );
+        table +=
+            &format!("| `{name}`{per_port} | {allowed} | {default} | {live} | {} |\n", key.help);
     }
     table
 }
@@ -258,9 +236,7 @@ impl Kind {
                 }
                 refused()
             }
-            Self::Count {
-                word: Some(word), ..
-            } if text == word => Ok(Value::Count(None)),
+            Self::Count { word: Some(word), .. } if text == word => Ok(Value::Count(None)),
             Self::Count { min, max, .. } => match number(text) {
                 Some(n) if (min..=max).contains(&n) => Ok(Value::Count(Some(n))),
                 _ => refused(),
@@ -273,18 +249,12 @@ impl Kind {
                     Some(mut list) if list.iter().all(|n| (1..=max).contains(n)) => {
                         list.sort_unstable();
                         list.dedup();
-                        if list.len() > most {
-                            refused()
-                        } else {
-                            Ok(Value::Counts(list))
-                        }
+                        if list.len() > most { refused() } else { Ok(Value::Counts(list)) }
                     }
                     _ => refused(),
                 }
             }
-            Self::Duration {
-                word: Some(word), ..
-            } if text == word => Ok(Value::Duration(None)),
+            Self::Duration { word: Some(word), .. } if text == word => Ok(Value::Duration(None)),
             Self::Duration { zero, .. } => match duration(text) {
                 Some(d) if d <= MAX_DURATION && (d >= MIN_DURATION || zero && d.is_zero()) => {
                     Ok(Value::Duration(Some(d)))
@@ -299,9 +269,7 @@ impl Kind {
                 "false" => Ok(Value::Switch(false)),
                 _ => refused(),
             },
-            Self::Address => text
-                .parse()
-                .map_or_else(|_| refused(), |a| Ok(Value::Address(a))),
+            Self::Address => text.parse().map_or_else(|_| refused(), |a| Ok(Value::Address(a))),
             Self::Path if text.starts_with('/') => Ok(Value::Path(PathBuf::from(text))),
             Self::Path => refused(),
             Self::Filter if text.split(',').all(is_directive) => Ok(Value::Text(text.to_owned())),
@@ -324,10 +292,7 @@ impl Kind {
             }
             Self::Duration { zero, word } => {
                 let least = if zero { "0s" } else { "1ms" };
-                format!(
-                    "a duration from {least} to 24h such as `500ms`, `5s`, `2m`{}",
-                    or(word)
-                )
+                format!("a duration from {least} to 24h such as `500ms`, `5s`, `2m`{}", or(word))
             }
             Self::Switch => "`true` or `false`".into(),
             Self::Address => {
@@ -344,26 +309,17 @@ impl Kind {
 }
 
 fn or(word: Option<&str>) -> String {
-    word.map(|word| format!(", or `{word}`"))
-        .unwrap_or_default()
+    word.map(|word| format!(", or `{word}`")).unwrap_or_default()
 }
 
 /// Digits only: no sign, no exponent, no spaces.
 fn number(text: &str) -> Option<u32> {
-    if text.bytes().all(|b| b.is_ascii_digit()) {
-        text.parse().ok()
-    } else {
-        None
-    }
+    if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
 fn duration(text: &str) -> Option<Duration> {
     let spaced = text.bytes().any(|b| b.is_ascii_whitespace());
-    if spaced {
-        None
-    } else {
-        humantime::parse_duration(text).ok()
-    }
+    if spaced { None } else { humantime::parse_duration(text).ok() }
 }
 
 /// `debug` or `target=debug`. Stricter than the filter's own parser, to which a mistyped level is
@@ -398,10 +354,7 @@ mod tests {
             "5.0",
         ] {
             let problem = parse("limit", bad).expect_err(bad);
-            assert!(
-                problem.contains("an integer from 1 to 1000000, or `none`"),
-                "{problem}"
-            );
+            assert!(problem.contains("an integer from 1 to 1000000, or `none`"), "{problem}");
         }
         assert_eq!(parse("limit", "1000000"), Ok(Value::Count(Some(1_000_000))));
         assert_eq!(parse("limit", "none"), Ok(Value::Count(None)));
@@ -410,49 +363,25 @@ mod tests {
 
     #[test]
     fn durations_have_a_unit_and_bounds() {
-        for (text, millis) in [
-            ("500ms", 500),
-            ("5s", 5000),
-            ("2m", 120_000),
-            ("1m30s", 90_000),
-            ("24h", 86_400_000),
-        ] {
+        for (text, millis) in
+            [("500ms", 500), ("5s", 5000), ("2m", 120_000), ("1m30s", 90_000), ("24h", 86_400_000)]
+        {
             let value = Value::Duration(Some(Duration::from_millis(millis)));
             assert_eq!(parse("queue-timeout", text), Ok(value), "{text}");
         }
-        for bad in [
-            "5", "0s", "-5s", "1us", "25h", "1M", "NaN", "1e9s", "5 s", "", "none", "s",
-        ] {
+        for bad in ["5", "0s", "-5s", "1us", "25h", "1M", "NaN", "1e9s", "5 s", "", "none", "s"] {
             parse("queue-timeout", bad).expect_err(bad);
         }
-        assert!(
-            parse("queue-timeout", "5")
-                .expect_err("no unit")
-                .contains("no unit")
-        );
+        assert!(parse("queue-timeout", "5").expect_err("no unit").contains("no unit"));
         assert_eq!(parse("idle-timeout", "none"), Ok(Value::Duration(None)));
-        assert_eq!(
-            parse("drain-delay", "0s"),
-            Ok(Value::Duration(Some(Duration::ZERO)))
-        );
+        assert_eq!(parse("drain-delay", "0s"), Ok(Value::Duration(Some(Duration::ZERO))));
     }
 
     #[test]
     fn words_lists_addresses_and_filters() {
-        assert!(
-            parse("protocol", "http")
-                .expect_err("later")
-                .contains("not built yet")
-        );
-        assert!(
-            parse("protocol", "udp")
-                .expect_err("never")
-                .contains("must be `tcp`")
-        );
-        assert_eq!(
-            parse("shadow-limits", "50, 25,50"),
-            Ok(Value::Counts(vec![25, 50]))
-        );
+        assert!(parse("protocol", "http").expect_err("later").contains("not built yet"));
+        assert!(parse("protocol", "udp").expect_err("never").contains("must be `tcp`"));
+        assert_eq!(parse("shadow-limits", "50, 25,50"), Ok(Value::Counts(vec![25, 50])));
         assert_eq!(parse("shadow-limits", "none"), Ok(Value::Counts(vec![])));
         for bad in ["0", "25,", "a", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17"] {
             parse("shadow-limits", bad).expect_err(bad);
@@ -469,16 +398,10 @@ mod tests {
     fn the_table_names_every_key_once_and_its_defaults_are_allowed() {
         let table = settings_table();
         for (at, key) in KEYS.iter().enumerate() {
-            assert!(
-                KEYS[..at].iter().all(|other| other.name != key.name),
-                "{} twice",
-                key.name
-            );
+            assert!(KEYS[..at].iter().all(|other| other.name != key.name), "{} twice", key.name);
             assert_eq!(table.matches(&format!("| `{}`", key.name)).count(), 1);
             if let Default::Text(text) = key.default {
-                key.kind
-                    .parse(text)
-                    .expect("a default is a value that may be written");
+                key.kind.parse(text).expect("a default is a value that may be written");
             }
         }
         assert_eq!(table.lines().count(), KEYS.len() + 2);

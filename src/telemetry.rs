@@ -82,31 +82,18 @@ struct Draft {
 pub fn start(config: &Config) -> Result<Telemetry, StartError> {
     let (filter, handle) = reload::Layer::new(config.level.parse::<Targets>()?);
     let (lines, written) = sync_channel(QUEUE);
-    let queue = Queue {
-        lines,
-        dropped: Arc::default(),
-    };
+    let queue = Queue { lines, dropped: Arc::default() };
     let flush = queue.lines.clone();
     let dropped = queue.dropped.clone();
     thread::Builder::new()
         .name("log".into())
         .spawn(move || write_lines(&written, &dropped, &mut io::stderr()))?;
 
-    let output = fmt::layer()
-        .with_writer(queue)
-        .with_ansi(io::stderr().is_terminal());
-    let output = if config.json {
-        output.json().flatten_event(true).boxed()
-    } else {
-        output.boxed()
-    };
-    tracing_subscriber::registry()
-        .with(output.with_filter(filter))
-        .try_init()?;
-    Ok(Telemetry {
-        level: Level(handle),
-        flush,
-    })
+    let output = fmt::layer().with_writer(queue).with_ansi(io::stderr().is_terminal());
+    let output =
+        if config.json { output.json().flatten_event(true).boxed() } else { output.boxed() };
+    tracing_subscriber::registry().with(output.with_filter(filter)).try_init()?;
+    Ok(Telemetry { level: Level(handle), flush })
 }
 
 impl Telemetry {
@@ -119,9 +106,7 @@ impl Telemetry {
 impl Level {
     /// Log this much from now on.
     pub fn set(&self, directive: &str) -> Result<(), String> {
-        let filter: Targets = directive
-            .parse()
-            .map_err(|error: ParseError| error.to_string())?;
+        let filter: Targets = directive.parse().map_err(|error: ParseError| error.to_string())?;
         self.0.reload(filter).map_err(|error| error.to_string())
     }
 }
@@ -140,10 +125,7 @@ fn write_lines(lines: &Receiver<Line>, dropped: &AtomicU64, out: &mut impl Write
     for line in lines {
         let lost = dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            let _ = writeln!(
-                out,
-                "{lost} log lines were dropped: stderr is not read fast enough"
-            );
+            let _ = writeln!(out, "{lost} log lines were dropped: stderr is not read fast enough");
         }
         match line {
             // With stderr gone there is nobody to tell.
@@ -157,10 +139,7 @@ impl<'a> MakeWriter<'a> for Queue {
     type Writer = Draft;
 
     fn make_writer(&'a self) -> Draft {
-        Draft {
-            queue: self.clone(),
-            text: Vec::with_capacity(256),
-        }
+        Draft { queue: self.clone(), text: Vec::with_capacity(256) }
     }
 }
 
@@ -209,16 +188,10 @@ mod tests {
     #[test]
     fn a_stuck_reader_stops_nobody_and_losses_are_told() {
         let (lines, written) = sync_channel(2);
-        let queue = Queue {
-            lines,
-            dropped: Arc::default(),
-        };
+        let queue = Queue { lines, dropped: Arc::default() };
         let dropped = queue.dropped.clone();
         for _ in 0..10 {
-            queue
-                .make_writer()
-                .write_all(b"line\n")
-                .expect("never blocks");
+            queue.make_writer().write_all(b"line\n").expect("never blocks");
         }
         assert_eq!(dropped.load(Ordering::Relaxed), 8);
         drop(queue);

@@ -49,35 +49,19 @@ pub fn bind(faces: &Faces) -> Result<Bound, Vec<BindError>> {
             Ok(listener)
         });
         bound
-            .map_err(|source| {
-                errors.push(BindError {
-                    flag,
-                    place: address.to_string(),
-                    source,
-                })
-            })
+            .map_err(|source| errors.push(BindError { flag, place: address.to_string(), source }))
             .ok()
     };
-    let listeners = [
-        tcp("admin", faces.admin),
-        tcp("probe", faces.probe),
-        tcp("metrics", faces.metrics),
-    ];
+    let listeners =
+        [tcp("admin", faces.admin), tcp("probe", faces.probe), tcp("metrics", faces.metrics)];
     let control = control::bind(&faces.control).map_err(|source| {
         let place = faces.control.display().to_string();
-        errors.push(BindError {
-            flag: "control",
-            place,
-            source,
-        });
+        errors.push(BindError { flag: "control", place, source });
     });
     match (listeners, control) {
-        ([Some(admin), Some(probe), Some(metrics)], Ok(control)) => Ok(Bound {
-            admin,
-            probe,
-            metrics,
-            control,
-        }),
+        ([Some(admin), Some(probe), Some(metrics)], Ok(control)) => {
+            Ok(Bound { admin, probe, metrics, control })
+        }
         _ => Err(errors),
     }
 }
@@ -103,11 +87,7 @@ impl fmt::Display for Advice<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.1.kind() {
             io::ErrorKind::AddrInUse => {
-                write!(
-                    f,
-                    "; if another gateway runs here, give this one its own with --{}",
-                    self.0
-                )
+                write!(f, "; if another gateway runs here, give this one its own with --{}", self.0)
             }
             io::ErrorKind::PermissionDenied => {
                 write!(f, "; name a place this user may use with --{}", self.0)

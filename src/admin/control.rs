@@ -28,10 +28,7 @@ pub(super) struct SocketFile {
 /// Listen on `path`. The directory is created if it is missing, for this user alone.
 pub(super) fn bind(path: &Path) -> io::Result<Control> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     check_owner(directory)?;
     check_free(path)?;
 
@@ -51,10 +48,7 @@ fn bind_in(nursery: &Path, path: &Path) -> io::Result<Control> {
     fs::set_permissions(&newborn, Permissions::from_mode(0o600))?;
     let metadata = fs::symlink_metadata(&newborn)?;
     fs::rename(&newborn, path)?;
-    let file = SocketFile {
-        path: path.to_owned(),
-        identity: (metadata.dev(), metadata.ino()),
-    };
+    let file = SocketFile { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) };
     Ok(Control { listener, file })
 }
 
@@ -69,10 +63,8 @@ fn check_owner(directory: &Path) -> io::Result<()> {
     if trusted && (!open || sticky) {
         return Ok(());
     }
-    let problem = format!(
-        "the directory {} belongs to somebody else or is open to all",
-        directory.display()
-    );
+    let problem =
+        format!("the directory {} belongs to somebody else or is open to all", directory.display());
     Err(io::Error::new(io::ErrorKind::PermissionDenied, problem))
 }
 
@@ -89,10 +81,7 @@ fn check_free(path: &Path) -> io::Result<()> {
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        _ => Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "a process answers there",
-        )),
+        _ => Err(io::Error::new(io::ErrorKind::AddrInUse, "a process answers there")),
     }
 }
 
@@ -116,12 +105,7 @@ mod tests {
         let path = dir.path().join("new/control.sock");
         let control = bind(&path).expect("bound");
         assert_eq!(fs::metadata(&path).expect("is there").mode() & 0o777, 0o600);
-        assert_eq!(
-            fs::read_dir(dir.path().join("new"))
-                .expect("is there")
-                .count(),
-            1
-        );
+        assert_eq!(fs::read_dir(dir.path().join("new")).expect("is there").count(), 1);
         UnixStream::connect(&path).expect("answers");
         drop(control);
         assert!(!path.exists());

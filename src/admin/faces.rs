@@ -96,16 +96,11 @@ where
     };
     let (allowed, allow) = match route.changes_something() {
         true => (request.method() == Method::POST, "POST"),
-        false => (
-            matches!(*request.method(), Method::GET | Method::HEAD),
-            "GET, HEAD",
-        ),
+        false => (matches!(*request.method(), Method::GET | Method::HEAD), "GET, HEAD"),
     };
     if !allowed {
         let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "not by this method");
-        refusal
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static(allow));
+        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
         return refusal;
     }
     match route {
@@ -126,11 +121,7 @@ where
 
 fn phase(gateway: &dyn Gateway, good: impl Fn(Phase) -> bool) -> Response<Full<Bytes>> {
     let phase = gateway.lifecycle().phase();
-    let status = if good(phase) {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status = if good(phase) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     text(status, word(phase))
 }
 
@@ -145,9 +136,7 @@ fn word(phase: Phase) -> &'static str {
 }
 
 fn metrics(gateway: &dyn Gateway, accept: Option<&HeaderValue>) -> Response<Full<Bytes>> {
-    let accept = accept
-        .and_then(|accept| accept.to_str().ok())
-        .unwrap_or_default();
+    let accept = accept.and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let format = scrape::Format::negotiate(accept);
     let body = scrape::scrape(gateway.status(), gateway.ports(), format);
     respond(StatusCode::OK, format.content_type(), body)
@@ -155,25 +144,16 @@ fn metrics(gateway: &dyn Gateway, accept: Option<&HeaderValue>) -> Response<Full
 
 fn html(status: &impl Serialize) -> Response<Full<Bytes>> {
     let status = serde_json::to_value(status).unwrap_or_default();
-    let mut response = respond(
-        StatusCode::OK,
-        "text/html; charset=utf-8",
-        page::html(&status),
-    );
+    let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", page::html(&status));
     let policy = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
-    response
-        .headers_mut()
-        .insert(CONTENT_SECURITY_POLICY, policy);
+    response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
     response
 }
 
 fn drain(gateway: &dyn Gateway) -> Response<Full<Bytes>> {
     let started = gateway.lifecycle().drain(Cause::Request);
     let phase = gateway.lifecycle().phase();
-    json(
-        StatusCode::ACCEPTED,
-        &json!({ "phase": phase, "started": started }),
-    )
+    json(StatusCode::ACCEPTED, &json!({ "phase": phase, "started": started }))
 }
 
 async fn set<B>(gateway: &dyn Gateway, request: Request<B>) -> Response<Full<Bytes>>
@@ -205,10 +185,7 @@ where
         Err(problem) => Err(problem),
     };
     match applied {
-        Ok(level) => json(
-            StatusCode::OK,
-            &json!({ "applied": [format!("log-level={level}")] }),
-        ),
+        Ok(level) => json(StatusCode::OK, &json!({ "applied": [format!("log-level={level}")] })),
         Err(mistake) => json(StatusCode::BAD_REQUEST, &json!({ "mistakes": [mistake] })),
     }
 }
@@ -246,8 +223,6 @@ fn respond(
 ) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

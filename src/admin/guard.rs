@@ -27,17 +27,11 @@ pub(super) fn check<B>(request: &Request<B>, bound: IpAddr) -> Option<Response<F
         return Some(text(StatusCode::MISDIRECTED_REQUEST, problem));
     }
     let foreign = |origin: &HeaderValue| {
-        let host = origin
-            .to_str()
-            .ok()
-            .and_then(|origin| origin.strip_prefix("http://"));
+        let host = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
         !host.is_some_and(|host| is_local(host, bound))
     };
     if request.headers().get_all(ORIGIN).iter().any(foreign) {
-        return Some(text(
-            StatusCode::FORBIDDEN,
-            "pages of other origins may not read this",
-        ));
+        return Some(text(StatusCode::FORBIDDEN, "pages of other origins may not read this"));
     }
     None
 }
@@ -52,20 +46,12 @@ fn is_local(host: &str, bound: IpAddr) -> bool {
     if name.eq_ignore_ascii_case("localhost") {
         return true;
     }
-    let address = match name
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-    {
-        Some(v6) => format!("[{v6}]:0")
-            .parse::<SocketAddr>()
-            .map(|address| address.ip())
-            .ok(),
+    let address = match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(v6) => format!("[{v6}]:0").parse::<SocketAddr>().map(|address| address.ip()).ok(),
         None => name.parse::<std::net::Ipv4Addr>().map(IpAddr::V4).ok(),
     };
     address.is_some_and(|ip| {
-        let known = ["127.0.0.1", "::1"]
-            .iter()
-            .any(|local| local.parse() == Ok(ip));
+        let known = ["127.0.0.1", "::1"].iter().any(|local| local.parse() == Ok(ip));
         known || (ip == bound && !bound.is_unspecified())
     })
 }
@@ -85,14 +71,8 @@ mod tests {
 
     #[test]
     fn only_local_names_are_answered() {
-        for host in [
-            "127.0.0.1",
-            "127.0.0.1:15820",
-            "localhost",
-            "LOCALHOST:1",
-            "[::1]",
-            "[::1]:9",
-        ] {
+        for host in ["127.0.0.1", "127.0.0.1:15820", "localhost", "LOCALHOST:1", "[::1]", "[::1]:9"]
+        {
             assert_eq!(status(&[("host", host)]), None, "{host}");
         }
         for host in [
@@ -107,10 +87,7 @@ mod tests {
             assert_eq!(status(&[("host", host)]), Some(421), "{host}");
         }
         assert_eq!(status(&[]), Some(400));
-        assert_eq!(
-            status(&[("host", "localhost"), ("host", "evil.example")]),
-            Some(400)
-        );
+        assert_eq!(status(&[("host", "localhost"), ("host", "evil.example")]), Some(400));
     }
 
     #[test]

@@ -31,10 +31,7 @@ pub fn plain(status: &Value) -> String {
         let _ = writeln!(out, "drained: {}", status["drain"]);
     }
     out.push('\n');
-    let ports = status["ports"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+    let ports = status["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut rows = vec![COLUMNS.map(str::to_owned)];
     rows.extend(ports.iter().map(row));
     align(&rows, &mut out);
@@ -46,10 +43,7 @@ pub fn plain(status: &Value) -> String {
 
 /// The same as a page that refreshes itself.
 pub fn html(status: &Value) -> String {
-    let text = plain(status)
-        .replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;");
+    let text = plain(status).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     format!(
         "<!doctype html><meta charset=utf-8><meta http-equiv=refresh content=1>\
          <title>tidegate</title><pre>{text}</pre>\n"
@@ -57,11 +51,7 @@ pub fn html(status: &Value) -> String {
 }
 
 fn row(port: &Value) -> [String; 10] {
-    let limit = if port["limit"].is_null() {
-        "none".to_owned()
-    } else {
-        word(&port["limit"])
-    };
+    let limit = if port["limit"].is_null() { "none".to_owned() } else { word(&port["limit"]) };
     let refused: u64 = counts(&port["refused"]).map(|(_, n)| n).sum();
     [
         word(&port["listen"]),
@@ -90,30 +80,20 @@ fn details(port: &Value, out: &mut String) {
         Some(n) if n > 0 => line("would have refused", n.to_string()),
         _ => {}
     }
-    let mut shadow: Vec<(u64, u64)> = counts(&port["shadow"])
-        .filter_map(|(limit, n)| Some((limit.parse().ok()?, n)))
-        .collect();
+    let mut shadow: Vec<(u64, u64)> =
+        counts(&port["shadow"]).filter_map(|(limit, n)| Some((limit.parse().ok()?, n))).collect();
     shadow.sort_unstable();
-    let shadow: Vec<_> = shadow
-        .iter()
-        .map(|(limit, n)| format!("{limit}: {n}"))
-        .collect();
+    let shadow: Vec<_> = shadow.iter().map(|(limit, n)| format!("{limit}: {n}")).collect();
     line("not let in at once by a limit of", shadow.join(", "));
 }
 
 fn counts(object: &Value) -> impl Iterator<Item = (&str, u64)> {
-    object
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(k, n)| Some((k.as_str(), n.as_u64()?)))
+    object.as_object().into_iter().flatten().filter_map(|(k, n)| Some((k.as_str(), n.as_u64()?)))
 }
 
 fn some(object: &Value) -> String {
-    let list: Vec<_> = counts(object)
-        .filter(|(_, n)| *n > 0)
-        .map(|(why, n)| format!("{why} {n}"))
-        .collect();
+    let list: Vec<_> =
+        counts(object).filter(|(_, n)| *n > 0).map(|(why, n)| format!("{why} {n}")).collect();
     list.join(", ")
 }
 
@@ -131,18 +111,10 @@ fn uptime(seconds: &Value) -> String {
 }
 
 fn align(rows: &[[String; 10]], out: &mut String) {
-    let width = |at: usize| {
-        rows.iter()
-            .map(|row| row[at].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
+    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
     let widths: [usize; 10] = std::array::from_fn(width);
     for row in rows {
-        let cells = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:<width$}"));
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
         let _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
 }

@@ -23,10 +23,8 @@ impl Process {
         // The name in parentheses may contain spaces; proc(5) counts fields from 1, and state, the
         // first after the name, is the third.
         let after_name = stat.rsplit_once(')')?.1;
-        let fields: Vec<u64> = after_name
-            .split_whitespace()
-            .map(|field| field.parse().unwrap_or(0))
-            .collect();
+        let fields: Vec<u64> =
+            after_name.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
         let field = |number: usize| fields.get(number - 3).copied();
         let ticks = clock_ticks_per_second() as f64;
         Some(Self {
@@ -43,11 +41,7 @@ impl Process {
 
 fn boot_time() -> Option<u64> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
-    stat.lines()
-        .find_map(|line| line.strip_prefix("btime "))?
-        .trim()
-        .parse()
-        .ok()
+    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -40,11 +40,7 @@ impl Format {
     /// The format a client asks for.
     pub(super) fn negotiate(accept: &str) -> Self {
         let asked = accept.contains("application/openmetrics-text");
-        if asked {
-            Self::OpenMetrics
-        } else {
-            Self::Classic
-        }
+        if asked { Self::OpenMetrics } else { Self::Classic }
     }
 
     /// What to call it.
@@ -59,11 +55,7 @@ impl Format {
 /// The page. `ports` are in the order of `status.ports`.
 pub(super) fn scrape(status: Status, ports: Vec<Arc<PortMetrics>>, format: Format) -> String {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Page {
-        status,
-        ports,
-        process: Process::now(),
-    }));
+    registry.register_collector(Box::new(Page { status, ports, process: Process::now() }));
     let mut page = String::with_capacity(16 * 1024);
     text::encode(&mut page, &registry).expect("writing to a string cannot fail");
     match format {
@@ -94,37 +86,16 @@ impl Collector for Page {
 
 impl Page {
     fn about(&self, out: &mut Families<'_>) -> fmt::Result {
-        let Status {
-            version, engine, ..
-        } = &self.status;
-        out.info(
-            "tidegate_build",
-            "The program",
-            vec![("version", (*version).to_owned())],
-        )?;
-        let engine = vec![
-            ("engine", engine.name.to_owned()),
-            ("reason", engine.reason.clone()),
-        ];
-        out.info(
-            "tidegate_io_engine",
-            "How bytes are moved, and why so",
-            engine,
-        )
+        let Status { version, engine, .. } = &self.status;
+        out.info("tidegate_build", "The program", vec![("version", (*version).to_owned())])?;
+        let engine = vec![("engine", engine.name.to_owned()), ("reason", engine.reason.clone())];
+        out.info("tidegate_io_engine", "How bytes are moved, and why so", engine)
     }
 
     fn admission(&self, out: &mut Families<'_>) -> fmt::Result {
         let limit = |p: &PortStatus| p.limit.map_or(f64::INFINITY, f64::from);
-        out.gauges(
-            "tidegate_admission_limit",
-            "Slots at once; +Inf: no limit",
-            self.each(limit),
-        )?;
-        out.gauges(
-            "tidegate_admission_active",
-            "Slots in use",
-            self.each(|p| p.active),
-        )?;
+        out.gauges("tidegate_admission_limit", "Slots at once; +Inf: no limit", self.each(limit))?;
+        out.gauges("tidegate_admission_active", "Slots in use", self.each(|p| p.active))?;
         out.gauges(
             "tidegate_admission_peak_active",
             "The most slots ever in use at once",
@@ -151,19 +122,10 @@ impl Page {
             self.many(|p| {
                 let refused = p.counts.refused_at_the_gate();
                 let refused = refused.map(|(why, n)| {
-                    (
-                        vec![
-                            ("outcome", "refused".to_owned()),
-                            ("reason", why.label().to_owned()),
-                        ],
-                        n,
-                    )
+                    (vec![("outcome", "refused".to_owned()), ("reason", why.label().to_owned())], n)
                 });
                 let admitted = (
-                    vec![
-                        ("outcome", "admitted".to_owned()),
-                        ("reason", String::new()),
-                    ],
+                    vec![("outcome", "admitted".to_owned()), ("reason", String::new())],
                     p.counts.admitted,
                 );
                 std::iter::once(admitted).chain(refused).collect()
@@ -178,10 +140,7 @@ impl Page {
             "tidegate_shadow_refusals",
             "Connections a candidate limit would not have let in at once",
             self.many(|p| {
-                p.shadow
-                    .iter()
-                    .map(|(limit, n)| (vec![("limit", limit.to_string())], *n))
-                    .collect()
+                p.shadow.iter().map(|(limit, n)| (vec![("limit", limit.to_string())], *n)).collect()
             }),
         )
     }
@@ -223,10 +182,7 @@ impl Page {
             "Bytes read from clients (in) and from the application (out)",
             self.many(|p| {
                 let way = |way: &str| vec![("direction", way.to_owned())];
-                vec![
-                    (way("in"), p.counts.bytes_in),
-                    (way("out"), p.counts.bytes_out),
-                ]
+                vec![(way("in"), p.counts.bytes_in), (way("out"), p.counts.bytes_out)]
             }),
         )?;
         out.gauges(
@@ -248,27 +204,16 @@ impl Page {
             Phase::Closing => 2,
             Phase::Drained => 3,
         };
-        let cut = self
-            .status
-            .ports
-            .iter()
-            .filter_map(|p| p.counts.outcomes.get("cut"))
-            .sum::<u64>();
+        let cut =
+            self.status.ports.iter().filter_map(|p| p.counts.outcomes.get("cut")).sum::<u64>();
         let reload = &self.status.last_reload;
-        let since = reload
-            .last_success
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let since = reload.last_success.duration_since(UNIX_EPOCH).unwrap_or_default();
         out.gauges(
             "tidegate_drain_state",
             "0 not draining, 1 announcing, 2 closing, 3 drained",
             one(state),
         )?;
-        out.counters(
-            "tidegate_drain_cut",
-            "Connections cut at the end of a drain",
-            one(cut),
-        )?;
+        out.counters("tidegate_drain_cut", "Connections cut at the end of a drain", one(cut))?;
         out.gauges(
             "tidegate_config_last_reload_successful",
             "Whether the last change of settings was applied",
@@ -285,21 +230,9 @@ impl Page {
         let Some(process) = self.process else {
             return Ok(());
         };
-        out.counters(
-            "process_cpu_seconds",
-            "CPU time used",
-            one(process.cpu_seconds),
-        )?;
-        out.gauges(
-            "process_resident_memory_bytes",
-            "Memory in use",
-            one(process.resident_bytes),
-        )?;
-        out.gauges(
-            "process_open_fds",
-            "Open descriptors",
-            one(process.open_fds),
-        )?;
+        out.counters("process_cpu_seconds", "CPU time used", one(process.cpu_seconds))?;
+        out.gauges("process_resident_memory_bytes", "Memory in use", one(process.resident_bytes))?;
+        out.gauges("process_open_fds", "Open descriptors", one(process.open_fds))?;
         if let Some(max) = process.max_fds {
             out.gauges("process_max_fds", "Descriptors that may be open", one(max))?;
         }
@@ -330,21 +263,13 @@ impl Page {
 
     fn histograms(&self, of: impl Fn(&PortMetrics) -> &Histogram) -> Vec<(Labels, Histogram)> {
         let ports = self.status.ports.iter().zip(&self.ports);
-        ports
-            .map(|(port, m)| (vec![("port", self.label(port))], of(m).clone()))
-            .collect()
+        ports.map(|(port, m)| (vec![("port", self.label(port))], of(m).clone())).collect()
     }
 
     /// The port's number, unless two addresses share it.
     fn label(&self, port: &PortStatus) -> String {
         let number = port.listen.port();
-        match self
-            .status
-            .ports
-            .iter()
-            .filter(|p| p.listen.port() == number)
-            .count()
-        {
+        match self.status.ports.iter().filter(|p| p.listen.port() == number).count() {
             1 => number.to_string(),
             _ => port.listen.to_string(),
         }
@@ -359,24 +284,18 @@ struct Families<'a>(DescriptorEncoder<'a>);
 
 impl Families<'_> {
     fn info(&mut self, name: &str, help: &str, labels: Labels) -> fmt::Result {
-        self.0
-            .encode_descriptor(name, help, None, MetricType::Info)?
-            .encode_info(&labels)
+        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(&labels)
     }
 
     fn gauges<V>(&mut self, name: &str, help: &str, series: Vec<(Labels, V)>) -> fmt::Result
     where
         V: EncodeGaugeValue,
     {
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Gauge)?;
-        series
-            .iter()
-            .try_for_each(|(labels, value)| match labels.is_empty() {
-                true => family.encode_gauge(value),
-                false => family.encode_family(labels)?.encode_gauge(value),
-            })
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        series.iter().try_for_each(|(labels, value)| match labels.is_empty() {
+            true => family.encode_gauge(value),
+            false => family.encode_family(labels)?.encode_gauge(value),
+        })
     }
 
     /// `name` without `_total`.
@@ -385,15 +304,11 @@ impl Families<'_> {
         V: EncodeCounterValue,
     {
         const PLAIN: Option<&Exemplar<NoLabelSet, f64>> = None;
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Counter)?;
-        series
-            .iter()
-            .try_for_each(|(labels, value)| match labels.is_empty() {
-                true => family.encode_counter(value, PLAIN),
-                false => family.encode_family(labels)?.encode_counter(value, PLAIN),
-            })
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        series.iter().try_for_each(|(labels, value)| match labels.is_empty() {
+            true => family.encode_counter(value, PLAIN),
+            false => family.encode_family(labels)?.encode_counter(value, PLAIN),
+        })
     }
 
     fn histograms(
@@ -402,9 +317,7 @@ impl Families<'_> {
         help: &str,
         series: Vec<(Labels, Histogram)>,
     ) -> fmt::Result {
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Histogram)?;
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
         series
             .iter()
             .try_for_each(|(labels, histogram)| histogram.encode(family.encode_family(labels)?))
@@ -422,9 +335,7 @@ fn classic(page: &str) -> String {
     }
     let mut out = String::with_capacity(page.len());
     for line in page.lines() {
-        let comment = line
-            .strip_prefix("# ")
-            .and_then(|rest| rest.split_once(' '));
+        let comment = line.strip_prefix("# ").and_then(|rest| rest.split_once(' '));
         let Some((word, rest)) = comment else {
             if line != "# EOF" {
                 out += line

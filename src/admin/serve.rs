@@ -51,26 +51,14 @@ impl Bound {
     /// Serve all faces until `stop` is cancelled, then let answers that are being given end.
     /// To be called on the control plane's runtime.
     pub async fn serve(self, gateway: Arc<dyn Gateway>, stop: CancellationToken) -> io::Result<()> {
-        let Self {
-            admin,
-            probe,
-            metrics,
-            control,
-        } = self;
-        let Control {
-            listener: control,
-            file,
-        } = control;
+        let Self { admin, probe, metrics, control } = self;
+        let Control { listener: control, file } = control;
         let bound = admin.local_addr()?.ip();
         let admin = TcpListener::from_std(admin)?;
         let probe = TcpListener::from_std(probe)?;
         let metrics = TcpListener::from_std(metrics)?;
         let control = UnixListener::from_std(control)?;
-        let host = Host {
-            gateway,
-            bound,
-            stop,
-        };
+        let host = Host { gateway, bound, stop };
         tokio::join!(
             host.face(Face::Admin, async || Ok(admin.accept().await?.0)),
             host.face(Face::Probe, async || Ok(probe.accept().await?.0)),

@@ -124,30 +124,18 @@ pub struct Counts {
 
 /// Reasons that are found out only after a slot was given: such a connection was admitted, and is
 /// no decision of the gate.
-const AFTER_ADMISSION: [Reason; 3] = [
-    Reason::Abandoned,
-    Reason::UpstreamRefused,
-    Reason::UpstreamTimeout,
-];
+const AFTER_ADMISSION: [Reason; 3] =
+    [Reason::Abandoned, Reason::UpstreamRefused, Reason::UpstreamTimeout];
 
 impl Counts {
     /// The counters now.
     pub fn read(metrics: &PortMetrics) -> Self {
-        let outcomes: BTreeMap<_, _> = metrics
-            .carried()
-            .map(|(outcome, n)| (outcome.label(), n))
-            .collect();
+        let outcomes: BTreeMap<_, _> =
+            metrics.carried().map(|(outcome, n)| (outcome.label(), n)).collect();
         let refused: BTreeMap<_, _> = metrics.refused().map(|(why, n)| (why.label(), n)).collect();
         let [bytes_in, bytes_out] = metrics.bytes();
         let admitted = metrics.admitted();
-        Self {
-            accepted: metrics.accepted(),
-            admitted,
-            outcomes,
-            refused,
-            bytes_in,
-            bytes_out,
-        }
+        Self { accepted: metrics.accepted(), admitted, outcomes, refused, bytes_in, bytes_out }
     }
 
     /// What the gate refused, by reason. With `admitted` and what still waits it sums up to

@@ -44,10 +44,7 @@ enum Node {
 
 /// Read the file; what is wrong with it is noted.
 pub(super) fn read(path: &Path, mistakes: &mut Mistakes) -> Said {
-    let whole = Origin::File {
-        path: path.to_owned(),
-        line: None,
-    };
+    let whole = Origin::File { path: path.to_owned(), line: None };
     let name = path.to_string_lossy();
     let text = match load(path) {
         Ok(text) => text,
@@ -60,12 +57,7 @@ pub(super) fn read(path: &Path, mistakes: &mut Mistakes) -> Said {
         Ok(root) => Reader { path, mistakes }.root(root),
         Err(error) => {
             let error = error.without_snippet().to_string();
-            mistakes.add(
-                "config",
-                None,
-                whole,
-                format!("is not YAML we can read: {error}"),
-            );
+            mistakes.add("config", None, whole, format!("is not YAML we can read: {error}"));
             Said::default()
         }
     }
@@ -78,9 +70,7 @@ fn load(path: &Path) -> Result<String, String> {
         return Err("is a directory; it must be a YAML file".into());
     }
     let mut bytes = Vec::new();
-    file.take(MAX_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err("is larger than 1 MiB; that is no settings file".into());
     }
@@ -99,12 +89,7 @@ impl Reader<'_> {
             Node::Map(entries) => entries,
             Node::Nothing => Vec::new(),
             _ => {
-                self.mistakes.add(
-                    "config",
-                    None,
-                    self.line(0),
-                    "must be a mapping of settings",
-                );
+                self.mistakes.add("config", None, self.line(0), "must be a mapping of settings");
                 return said;
             }
         };
@@ -124,30 +109,14 @@ impl Reader<'_> {
             return;
         };
         let Some(text) = scalar(node.value) else {
-            self.mistakes.add(
-                name,
-                None,
-                origin,
-                format!("must be {}", key.kind.allowed()),
-            );
+            self.mistakes.add(name, None, origin, format!("must be {}", key.kind.allowed()));
             return;
         };
         if port.is_some() && dotted_port.is_some() {
-            self.mistakes.add(
-                name,
-                None,
-                origin,
-                "names a port inside the section of a port",
-            );
+            self.mistakes.add(name, None, origin, "names a port inside the section of a port");
             return;
         }
-        said.words.extend(Word::parse(
-            key,
-            port.or(dotted_port),
-            text,
-            origin,
-            self.mistakes,
-        ));
+        said.words.extend(Word::parse(key, port.or(dotted_port), text, origin, self.mistakes));
     }
 
     fn ports(&mut self, node: Spanned<Node>, said: &mut Said) {
@@ -173,8 +142,7 @@ impl Reader<'_> {
                 }
                 (Some(port), _) => {
                     let name = format!("ports.{port}");
-                    self.mistakes
-                        .add(name, None, origin, "must be a mapping of settings");
+                    self.mistakes.add(name, None, origin, "must be a mapping of settings");
                 }
             }
         }
@@ -188,19 +156,14 @@ impl Reader<'_> {
                 for (address, app) in entries {
                     let origin = self.line(app.referenced.line());
                     match app.value {
-                        Node::Text(app) => said.listen.push(ListenText {
-                            address,
-                            app,
-                            origin,
-                        }),
+                        Node::Text(app) => said.listen.push(ListenText { address, app, origin }),
                         _ => self.bad_listener(origin),
                     }
                 }
             }
             Node::List(items) => items.into_iter().for_each(|item| self.listener(item, said)),
             Node::Text(text) => {
-                said.listen
-                    .extend(ListenText::split(&text, origin, self.mistakes));
+                said.listen.extend(ListenText::split(&text, origin, self.mistakes));
             }
             Node::Nothing => self.bad_listener(origin),
         }
@@ -210,8 +173,7 @@ impl Reader<'_> {
         let origin = self.line(item.referenced.line());
         let entries = match item.value {
             Node::Text(text) => {
-                said.listen
-                    .extend(ListenText::split(&text, origin, self.mistakes));
+                said.listen.extend(ListenText::split(&text, origin, self.mistakes));
                 return;
             }
             Node::Map(entries) => entries,
@@ -232,11 +194,7 @@ impl Reader<'_> {
             }
         }
         match (address, app) {
-            (Some(address), Some(app)) => said.listen.push(ListenText {
-                address,
-                app,
-                origin,
-            }),
+            (Some(address), Some(app)) => said.listen.push(ListenText { address, app, origin }),
             _ => self.bad_listener(origin),
         }
     }
@@ -248,10 +206,7 @@ impl Reader<'_> {
     }
 
     fn line(&self, line: u64) -> Origin {
-        Origin::File {
-            path: self.path.to_owned(),
-            line: Some(line).filter(|line| *line > 0),
-        }
+        Origin::File { path: self.path.to_owned(), line: Some(line).filter(|line| *line > 0) }
     }
 }
 

@@ -40,28 +40,17 @@ impl ListenText {
             );
             return None;
         };
-        Some(Self {
-            address: address.to_owned(),
-            app: app.to_owned(),
-            origin,
-        })
+        Some(Self { address: address.to_owned(), app: app.to_owned(), origin })
     }
 }
 
 /// Every listener that is right; what is wrong with the others is noted.
 pub(super) fn parse_all(texts: Vec<ListenText>, mistakes: &mut Mistakes) -> Vec<Listener> {
-    texts
-        .into_iter()
-        .filter_map(|text| parse(text, mistakes))
-        .collect()
+    texts.into_iter().filter_map(|text| parse(text, mistakes)).collect()
 }
 
 fn parse(text: ListenText, mistakes: &mut Mistakes) -> Option<Listener> {
-    let ListenText {
-        address,
-        app,
-        origin,
-    } = text;
+    let ListenText { address, app, origin } = text;
     let listen = address.parse::<SocketAddr>();
     if listen.is_err() {
         mistakes.add(
@@ -91,9 +80,7 @@ fn parse_app(text: &str) -> Result<Vec<App>, String> {
         return match path.len() {
             _ if !path.starts_with('/') => Err("must have an absolute path after `unix:`".into()),
             ..=MAX_UNIX_PATH => Ok(vec![App::Unix(PathBuf::from(path))]),
-            _ => Err(format!(
-                "is too long: a socket's path has at most {MAX_UNIX_PATH} bytes"
-            )),
+            _ => Err(format!("is too long: a socket's path has at most {MAX_UNIX_PATH} bytes")),
         };
     }
     if text.contains('/') {
@@ -169,15 +156,9 @@ mod tests {
 
     #[test]
     fn applications_are_addresses_names_or_paths() {
-        assert_eq!(
-            parse_app("127.0.0.1:80"),
-            Ok(vec![App::Tcp(at("127.0.0.1:80"))])
-        );
+        assert_eq!(parse_app("127.0.0.1:80"), Ok(vec![App::Tcp(at("127.0.0.1:80"))]));
         assert_eq!(parse_app("[::1]:80"), Ok(vec![App::Tcp(at("[::1]:80"))]));
-        assert_eq!(
-            parse_app("unix:/run/a=b.sock"),
-            Ok(vec![App::Unix("/run/a=b.sock".into())])
-        );
+        assert_eq!(parse_app("unix:/run/a=b.sock"), Ok(vec![App::Unix("/run/a=b.sock".into())]));
         assert!(
             parse_app("localhost:80")
                 .expect("in /etc/hosts")
@@ -213,15 +194,9 @@ mod tests {
         assert!(dials_itself(at("0.0.0.0:80"), at("127.0.0.1:80")));
         assert!(dials_itself(at("[::]:80"), at("127.0.0.1:80")));
         assert!(dials_itself(at("127.0.0.1:80"), at("0.0.0.0:80")));
-        assert!(dials_itself(
-            at("127.0.0.1:80"),
-            at("[::ffff:127.0.0.1]:80")
-        ));
+        assert!(dials_itself(at("127.0.0.1:80"), at("[::ffff:127.0.0.1]:80")));
         assert!(!dials_itself(at("127.0.0.1:80"), at("127.0.0.2:80")));
-        assert!(
-            !dials_itself(at("0.0.0.0:80"), at("192.0.2.1:80")),
-            "a documentation address"
-        );
+        assert!(!dials_itself(at("0.0.0.0:80"), at("192.0.2.1:80")), "a documentation address");
         assert!(!dials_itself(at("0.0.0.0:80"), at("127.0.0.1:81")));
     }
 }

@@ -70,8 +70,7 @@ impl fmt::Display for Mistakes {
             [one] => write!(f, "{one}"),
             many => {
                 write!(f, "{} mistakes in the settings:", many.len())?;
-                many.iter()
-                    .try_for_each(|mistake| write!(f, "\n  {mistake}"))
+                many.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
             }
         }
     }

@@ -27,19 +27,13 @@ pub fn control_path(
             _ => {}
         }
     }
-    flag.map(Path::to_owned)
-        .or(named)
-        .unwrap_or_else(|| default_control(runtime_dir))
+    flag.map(Path::to_owned).or(named).unwrap_or_else(|| default_control(runtime_dir))
 }
 
 /// The admin address a command should ask first: `TIDEGATE_ADMIN`, default.
 pub fn admin_address(environment: impl IntoIterator<Item = (OsString, OsString)>) -> SocketAddr {
-    let named = environment
-        .into_iter()
-        .find(|(name, _)| name == "TIDEGATE_ADMIN");
-    named
-        .and_then(|(_, value)| value.to_str()?.parse().ok())
-        .unwrap_or(DEFAULT_ADMIN)
+    let named = environment.into_iter().find(|(name, _)| name == "TIDEGATE_ADMIN");
+    named.and_then(|(_, value)| value.to_str()?.parse().ok()).unwrap_or(DEFAULT_ADMIN)
 }
 
 /// `/run/tidegate` for those who may write there, else the user's runtime directory, else a
@@ -47,18 +41,11 @@ pub fn admin_address(environment: impl IntoIterator<Item = (OsString, OsString)>
 pub(super) fn default_control(runtime_dir: Option<PathBuf>) -> PathBuf {
     let writable = |path: &Path| access(path, Access::WRITE_OK | Access::EXEC_OK).is_ok();
     let system = Path::new(SYSTEM);
-    let usable = if system.exists() {
-        writable(system)
-    } else {
-        writable(Path::new("/run"))
-    };
+    let usable = if system.exists() { writable(system) } else { writable(Path::new("/run")) };
     let directory = match runtime_dir.filter(|dir| dir.is_absolute() && writable(dir)) {
         _ if usable => system.to_owned(),
         Some(dir) => dir.join("tidegate"),
-        None => PathBuf::from(format!(
-            "/tmp/tidegate-{}",
-            rustix::process::geteuid().as_raw()
-        )),
+        None => PathBuf::from(format!("/tmp/tidegate-{}", rustix::process::geteuid().as_raw())),
     };
     directory.join("control.sock")
 }

@@ -31,18 +31,12 @@ impl Layers {
     /// The word that holds: the strongest layer that says anything about this port; within a layer
     /// what names the port beats what does not, and the last beats the first.
     fn word(&self, key: &Key, port: Option<u16>) -> Option<&Word> {
-        [&self.live, &self.flags, &self.environment, &self.file]
-            .into_iter()
-            .find_map(|layer| {
-                let about = |wanted: Option<u16>| {
-                    layer
-                        .iter()
-                        .rev()
-                        .find(|word| word.key == key && word.port == wanted)
-                };
-                port.and_then(|port| about(Some(port)))
-                    .or_else(|| about(None))
-            })
+        [&self.live, &self.flags, &self.environment, &self.file].into_iter().find_map(|layer| {
+            let about = |wanted: Option<u16>| {
+                layer.iter().rev().find(|word| word.key == key && word.port == wanted)
+            };
+            port.and_then(|port| about(Some(port))).or_else(|| about(None))
+        })
     }
 
     /// The value that holds, unless it follows from a rule.
@@ -80,8 +74,7 @@ impl Layers {
 
     /// A duration that has a default and no word for "none".
     fn timeout(&self, name: &str, port: Option<u16>) -> Duration {
-        self.duration(name, port)
-            .expect("the table gives it a default, and no word for none")
+        self.duration(name, port).expect("the table gives it a default, and no word for none")
     }
 
     fn switch(&self, name: &str, port: Option<u16>) -> bool {
@@ -98,10 +91,7 @@ impl Layers {
     /// Every word about a port must be about one we listen on.
     pub(super) fn check_ports(&self, mistakes: &mut Mistakes) {
         let ours: Vec<u16> = self.listeners.iter().map(|l| l.listen.port()).collect();
-        for word in [&self.live, &self.flags, &self.environment, &self.file]
-            .into_iter()
-            .flatten()
-        {
+        for word in [&self.live, &self.flags, &self.environment, &self.file].into_iter().flatten() {
             if let Some(port) = word.port.filter(|port| !ours.contains(port)) {
                 let list: Vec<_> = ours.iter().map(u16::to_string).collect();
                 let problem = format!("is about port {port}, but we listen on {}", list.join(", "));
@@ -112,11 +102,8 @@ impl Layers {
 
     /// No two listeners on one address, and no application that is ourselves.
     pub(super) fn check_addresses(&self, mistakes: &mut Mistakes) {
-        let mut ours: Vec<(&str, SocketAddr)> = self
-            .listeners
-            .iter()
-            .map(|l| ("listen", l.listen))
-            .collect();
+        let mut ours: Vec<(&str, SocketAddr)> =
+            self.listeners.iter().map(|l| ("listen", l.listen)).collect();
         ours.extend(["admin", "probe", "metrics"].map(|name| (name, self.address(name))));
         for (at, (name, address)) in ours.iter().enumerate() {
             if let Some((other, taken)) = ours[..at].iter().find(|o| collide(o.1, *address)) {
@@ -126,12 +113,7 @@ impl Layers {
             }
         }
         for listener in &self.listeners {
-            let Listener {
-                app_text,
-                apps,
-                origin,
-                ..
-            } = listener;
+            let Listener { app_text, apps, origin, .. } = listener;
             let itself = |app: &App| match app {
                 App::Tcp(app) => ours.iter().any(|(_, address)| dials_itself(*address, *app)),
                 App::Unix(path) => *path == self.control(),
@@ -151,9 +133,8 @@ impl Layers {
     pub(super) fn check_modes(&self, mistakes: &mut Mistakes) {
         for listener in &self.listeners {
             let port = Some(listener.listen.port());
-            let limited = ["limit", "per-client-limit"]
-                .iter()
-                .any(|k| self.count(k, port).is_some());
+            let limited =
+                ["limit", "per-client-limit"].iter().any(|k| self.count(k, port).is_some());
             if self.choice("mode", port) == Some("enforce") && !limited {
                 let key = settings::find("mode").expect("in the table");
                 let origin = self.word(key, port).map(|word| word.origin.to_string());
@@ -189,11 +170,7 @@ impl Layers {
     fn ports_of(&self, key: &Key) -> Vec<Option<u16>> {
         match key.scope {
             Scope::Process => vec![None],
-            Scope::Port => self
-                .listeners
-                .iter()
-                .map(|l| Some(l.listen.port()))
-                .collect(),
+            Scope::Port => self.listeners.iter().map(|l| Some(l.listen.port())).collect(),
         }
     }
 
@@ -207,11 +184,7 @@ impl Layers {
     /// The result. Only called when nothing is wrong.
     pub(super) fn build(&self) -> Config {
         Config {
-            ports: self
-                .listeners
-                .iter()
-                .map(|listener| self.port(listener))
-                .collect(),
+            ports: self.listeners.iter().map(|listener| self.port(listener)).collect(),
             engine: match self.choice("engine", None) {
                 Some("uring") => EngineChoice::Uring,
                 Some("epoll") => EngineChoice::Epoll,
@@ -219,9 +192,7 @@ impl Layers {
             },
             uring_sqpoll: self.switch("uring-sqpoll", None),
             workers: workers(self.count("workers", None)),
-            max_connections: self
-                .count("max-connections", None)
-                .unwrap_or_else(max_connections),
+            max_connections: self.count("max-connections", None).unwrap_or_else(max_connections),
             drain: lifecycle::Config {
                 drain_delay: self.timeout("drain-delay", None),
                 drain_timeout: self.duration("drain-timeout", None),
@@ -285,9 +256,7 @@ impl Layers {
             limit,
             queue_length: self.count("queue-length", port).unwrap_or(default_queue),
             queue_timeout: self.timeout("queue-timeout", port),
-            per_client_limit: self
-                .count("per-client-limit", port)
-                .and_then(NonZeroU32::new),
+            per_client_limit: self.count("per-client-limit", port).and_then(NonZeroU32::new),
             shadow_limits: shadows.into_iter().filter_map(NonZeroU32::new).collect(),
         }
     }
@@ -305,11 +274,7 @@ impl Layers {
             })
             .collect();
         for key in KEYS {
-            list.extend(
-                self.ports_of(key)
-                    .into_iter()
-                    .map(|port| self.setting(key, port)),
-            );
+            list.extend(self.ports_of(key).into_iter().map(|port| self.setting(key, port)));
         }
         list
     }
@@ -322,12 +287,7 @@ impl Layers {
                 (self.follows(key.name, port), format!("default: {rule}"))
             }
         };
-        Setting {
-            key: key.name,
-            port,
-            value,
-            origin,
-        }
+        Setting { key: key.name, port, value, origin }
     }
 
     /// What the rule behind a default comes to.
@@ -337,12 +297,8 @@ impl Layers {
             "control" => self.default_control.display().to_string(),
             "drain-timeout" => {
                 let drain = self.build().drain;
-                let left = drain
-                    .grace
-                    .saturating_sub(drain.drain_delay + drain.reserve());
-                humantime::format_duration(left)
-                    .to_string()
-                    .replace(' ', "")
+                let left = drain.grace.saturating_sub(drain.drain_delay + drain.reserve());
+                humantime::format_duration(left).to_string().replace(' ', "")
             }
             "mode" => match self.gate(port).mode {
                 Mode::Enforce => "enforce".into(),
@@ -352,11 +308,7 @@ impl Layers {
             "queue-length" => self.gate(port).queue_length.to_string(),
             "shadow-limits" => match self.gate(port).shadow_limits.as_slice() {
                 [] => "none".into(),
-                list => list
-                    .iter()
-                    .map(NonZeroU32::to_string)
-                    .collect::<Vec<_>>()
-                    .join(","),
+                list => list.iter().map(NonZeroU32::to_string).collect::<Vec<_>>().join(","),
             },
             _ => String::new(),
         }
@@ -374,7 +326,5 @@ fn workers(count: Option<u32>) -> NonZeroUsize {
 fn max_connections() -> u32 {
     let fds = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let pairs = fds.saturating_sub(RESERVED_FDS) / 2;
-    u32::try_from(pairs)
-        .unwrap_or(u32::MAX)
-        .clamp(1, settings::MAX_COUNT)
+    u32::try_from(pairs).unwrap_or(u32::MAX).clamp(1, settings::MAX_COUNT)
 }

@@ -67,13 +67,7 @@ impl Word {
             return None;
         }
         match key.kind.parse(&text) {
-            Ok(value) => Some(Self {
-                key,
-                port,
-                value,
-                text,
-                origin,
-            }),
+            Ok(value) => Some(Self { key, port, value, text, origin }),
             Err(problem) => {
                 mistakes.add(full_name(key, port), Some(&text), origin, problem);
                 None
@@ -107,18 +101,11 @@ pub(super) fn of_flags(run: &cli::Run, mistakes: &mut Mistakes) -> Said {
             }
             _ => (None, text),
         };
-        said.words.extend(Word::parse(
-            key,
-            port,
-            text.to_owned(),
-            Origin::Flag,
-            mistakes,
-        ));
+        said.words.extend(Word::parse(key, port, text.to_owned(), Origin::Flag, mistakes));
     }
     for raw in &run.listen {
         if let Some(text) = utf8("listen", raw, &Origin::Flag, mistakes) {
-            said.listen
-                .extend(ListenText::split(text, Origin::Flag, mistakes));
+            said.listen.extend(ListenText::split(text, Origin::Flag, mistakes));
         }
     }
     said
@@ -150,8 +137,7 @@ pub(super) fn of_environment(
             "CONFIG" => said.config = Some(PathBuf::from(text)),
             "LISTEN" => {
                 for text in text.split(',') {
-                    said.listen
-                        .extend(ListenText::split(text.trim(), origin.clone(), mistakes));
+                    said.listen.extend(ListenText::split(text.trim(), origin.clone(), mistakes));
                 }
             }
             _ => {
@@ -159,8 +145,7 @@ pub(super) fn of_environment(
                     unknown(&rest.to_lowercase().replace('_', "-"), &origin, mistakes);
                     continue;
                 };
-                said.words
-                    .extend(Word::parse(key, port, text.to_owned(), origin, mistakes));
+                said.words.extend(Word::parse(key, port, text.to_owned(), origin, mistakes));
             }
         }
     }
@@ -215,12 +200,7 @@ pub(super) fn parse_port(
     let digits = text.bytes().all(|b| b.is_ascii_digit());
     let port = text.parse().ok().filter(|port| *port != 0 && digits);
     if port.is_none() {
-        mistakes.add(
-            key,
-            Some(text),
-            origin,
-            "names no port: a port is a number from 1 to 65535",
-        );
+        mistakes.add(key, Some(text), origin, "names no port: a port is a number from 1 to 65535");
     }
     port
 }
@@ -270,10 +250,7 @@ fn utf8<'a>(
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File {
-                path,
-                line: Some(line),
-            } => write!(f, "{} line {line}", path.display()),
+            Self::File { path, line: Some(line) } => write!(f, "{} line {line}", path.display()),
             Self::File { path, line: None } => write!(f, "{}", path.display()),
             Self::Environment(name) => write!(f, "environment {name}"),
             Self::Flag => f.write_str("flag"),

@@ -41,11 +41,7 @@ pub(super) async fn admit<E: Engine>(
 
 /// The queue. First come, first served is the gate's business; here the client is watched, so that
 /// nobody is forwarded who has left.
-async fn wait<E: Engine>(
-    engine: &E,
-    conn: &Conn<E>,
-    mut ticket: Ticket,
-) -> Result<Permit, Reason> {
+async fn wait<E: Engine>(engine: &E, conn: &Conn<E>, mut ticket: Ticket) -> Result<Permit, Reason> {
     let keep = conn.config.queued_half_close == QueuedHalfClose::Keep;
     let gone = || has_left(engine.socket(&conn.client), keep);
     let mut watching = true;

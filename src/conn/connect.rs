@@ -114,15 +114,10 @@ mod tests {
 
     #[test]
     fn the_header_for_an_ipv4_client() {
-        let header = proxy_header(
-            Some("10.1.2.3:4660".parse().unwrap()),
-            "10.0.0.1:80".parse().unwrap(),
-        );
+        let header =
+            proxy_header(Some("10.1.2.3:4660".parse().unwrap()), "10.0.0.1:80".parse().unwrap());
         assert_eq!(&header[..12], b"\x0D\x0A\x0D\x0A\x00\x0D\x0A\x51\x55\x49\x54\x0A");
-        assert_eq!(
-            header[12..],
-            [0x21, 0x11, 0, 12, 10, 1, 2, 3, 10, 0, 0, 1, 0x12, 0x34, 0, 80]
-        );
+        assert_eq!(header[12..], [0x21, 0x11, 0, 12, 10, 1, 2, 3, 10, 0, 0, 1, 0x12, 0x34, 0, 80]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct Port {
     /// Who may in.
     pub gate: Gate,
     /// What happened here so far.
-    pub metrics: PortMetrics,
+    pub metrics: Arc<PortMetrics>,
     /// What the ports have in common.
     pub shared: Arc<Shared>,
     config: RwLock<Arc<Config>>,
@@ -61,7 +61,7 @@ impl Port {
         shared: Arc<Shared>,
     ) -> Self {
         let config = RwLock::new(Arc::new(config));
-        Self { listen, apps, app_text, gate, metrics: PortMetrics::default(), shared, config }
+        Self { listen, apps, app_text, gate, metrics: Arc::default(), shared, config }
     }
 
     /// The settings for a connection that comes now.
@@ -90,6 +90,11 @@ impl Shared {
     /// Connections the gateway itself may hold, of all ports together.
     pub fn max_connections(&self) -> u32 {
         self.max_connections.load(Ordering::Relaxed)
+    }
+
+    /// Change how many.
+    pub fn set_max_connections(&self, most: u32) {
+        self.max_connections.store(most, Ordering::Relaxed);
     }
 
     /// Remember `addr` as our own end until the answer is dropped.

@@ -27,7 +27,8 @@ pub(super) async fn relay<E: Engine>(engine: &E, port: &Port, conn: &Conn<E>) ->
         abandon: Some(conn.config.abandon_timeout),
     };
     let traffic = conn.entry.traffic().clone();
-    let flow = Rc::new(Flow::new(traffic, patience.idle.is_some(), Instant::now()));
+    let totals = port.metrics.bytes.clone();
+    let flow = Rc::new(Flow::new(traffic, totals, patience.idle.is_some(), Instant::now()));
 
     let mut moving = pin!(engine.relay(&conn.client, app, &flow));
     let halt = tokio::select! {

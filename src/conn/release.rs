@@ -60,7 +60,7 @@ pub(super) fn refuse(client: SockRef<'_>, how: TcpRefuse) {
 /// One outcome, one count, one line.
 pub(super) fn count(port: &Port, entry: &Registered, outcome: Outcome, bytes: [u64; 2]) {
     let lasted = Instant::now().saturating_duration_since(entry.since());
-    port.metrics.end(outcome, bytes, lasted);
+    port.metrics.end(outcome, lasted);
     if outcome.fault() != Fault::Nobody && tracing::enabled!(tracing::Level::DEBUG) {
         let reason = match outcome {
             Outcome::Refused(reason) => reason.label(),

@@ -52,6 +52,8 @@ pub enum Overdue {
 #[derive(Debug)]
 pub struct Flow {
     traffic: Arc<Traffic>,
+    /// Where the bytes of all relays of a port are added up, by side.
+    totals: Arc<[AtomicU64; 2]>,
     /// Whether `last_moved` is kept: costs a clock reading per read.
     timed: Cell<bool>,
     last_moved: Cell<Instant>,
@@ -89,9 +91,15 @@ impl Traffic {
 
 impl Flow {
     /// A relay that begins now. `timed`: whether an idle timeout has to be kept.
-    pub fn new(traffic: Arc<Traffic>, timed: bool, now: Instant) -> Self {
+    pub fn new(
+        traffic: Arc<Traffic>,
+        totals: Arc<[AtomicU64; 2]>,
+        timed: bool,
+        now: Instant,
+    ) -> Self {
         Self {
             traffic,
+            totals,
             timed: Cell::new(timed),
             last_moved: Cell::new(now),
             finished: Default::default(),
@@ -108,6 +116,7 @@ impl Flow {
         // One writer, so load and store make an increment.
         let count = &self.traffic.from[side.index()];
         count.store(count.load(Ordering::Relaxed) + bytes as u64, Ordering::Relaxed);
+        self.totals[side.index()].fetch_add(bytes as u64, Ordering::Relaxed);
         if self.timed.get() {
             self.last_moved.set(Instant::now());
         }
@@ -242,7 +251,7 @@ mod tests {
     };
 
     fn flow(timed: bool) -> Flow {
-        Flow::new(Arc::default(), timed, Instant::now())
+        Flow::new(Arc::default(), Arc::default(), timed, Instant::now())
     }
 
     #[test]

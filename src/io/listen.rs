@@ -45,11 +45,8 @@ pub enum Next {
 
 /// Bind and listen on `addr`. What every accepted connection needs is set here, to be inherited.
 pub fn open(addr: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(addr),
-        Type::STREAM.nonblocking(),
-        Some(Protocol::TCP),
-    )?;
+    let socket =
+        Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
     sock::watch_peer(SockRef::from(&socket))?;
@@ -117,10 +114,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 
 /// An error that goes away by itself when descriptors or memory come free.
 pub fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-    )
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
 /// Classic BPF over the TCP header: drop what has SYN and not ACK, keep everything else.

@@ -83,11 +83,7 @@ pub trait Engine: Clone + 'static {
     fn adopt(&self, socket: Socket) -> io::Result<Self::Stream>;
 
     /// A new connection to the application, within `timeout`.
-    fn dial(
-        &self,
-        app: &App,
-        timeout: Duration,
-    ) -> impl Future<Output = io::Result<Self::Stream>>;
+    fn dial(&self, app: &App, timeout: Duration) -> impl Future<Output = io::Result<Self::Stream>>;
 
     /// Resolves when the peer has sent FIN or RST, even behind unread bytes. Reads nothing.
     fn peer_left(&self, stream: &Self::Stream) -> impl Future<Output = ()>;

@@ -173,7 +173,7 @@ async fn round_trip(engine: &Uring) -> io::Result<()> {
     let (client, _) = engine.accept(&listener, &stop).await?.expect("nobody stops this listener");
     let client = engine.adopt(client)?;
     let app = engine.dial(&App::Tcp(back), PEER_PATIENCE).await?;
-    let flow = Rc::new(Flow::new(Arc::default(), false, Instant::now()));
+    let flow = Rc::new(Flow::new(Arc::default(), Arc::default(), false, Instant::now()));
     tokio::time::timeout(PATIENCE / 2, engine.relay(&client, &app, &flow)).await?;
     drop((client, app));
     peers.join().map_err(|_| io::Error::other("the ladder's peers panicked"))?
@@ -206,7 +206,7 @@ async fn cancelled_read(engine: &Uring) -> io::Result<()> {
     let (other, _) = listener.accept()?;
 
     let (client, app) = (Socket::from(silent.try_clone()?), Socket::from(other));
-    let flow = Rc::new(Flow::new(Arc::default(), false, Instant::now()));
+    let flow = Rc::new(Flow::new(Arc::default(), Arc::default(), false, Instant::now()));
     flow.break_off();
     tokio::time::timeout(PATIENCE / 4, engine.relay(&client, &app, &flow)).await?;
 

@@ -77,11 +77,7 @@ impl Clients {
             return Census::Refused;
         }
         *count += 1;
-        if beyond {
-            Census::Beyond
-        } else {
-            Census::Within
-        }
+        if beyond { Census::Beyond } else { Census::Within }
     }
 
     pub(super) fn leave(&self, client: Client) {
@@ -106,9 +102,7 @@ impl Clients {
 }
 
 fn rule(settings: &Settings) -> u64 {
-    let cap = settings
-        .per_client_limit
-        .map_or(0, |cap| u64::from(cap.get()));
+    let cap = settings.per_client_limit.map_or(0, |cap| u64::from(cap.get()));
     match settings.mode {
         Mode::Enforce => cap | REFUSES,
         Mode::Observe | Mode::Off => cap,
@@ -121,11 +115,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     fn capped(mode: Mode, cap: u32) -> Settings {
-        Settings {
-            mode,
-            per_client_limit: NonZeroU32::new(cap),
-            ..Settings::plain(mode)
-        }
+        Settings { mode, per_client_limit: NonZeroU32::new(cap), ..Settings::plain(mode) }
     }
 
     fn client(address: &str) -> Client {
@@ -186,10 +176,7 @@ mod tests {
         }
         assert_eq!(entries(&clients), 0);
         for shard in &clients.shards {
-            assert!(
-                lock(shard).capacity() <= KEPT,
-                "the flood's memory is given back"
-            );
+            assert!(lock(shard).capacity() <= KEPT, "the flood's memory is given back");
         }
     }
 }

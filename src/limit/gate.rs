@@ -55,9 +55,7 @@ impl Gate {
             shadow: Shadow::new(settings),
             line: Mutex::new(Line::new(settings)),
         };
-        Self {
-            shared: Arc::new(shared),
-        }
+        Self { shared: Arc::new(shared) }
     }
 
     /// Admits, queues or refuses one arrival, which counts towards `client`'s share if that is known.
@@ -71,10 +69,7 @@ impl Gate {
                 return Entry::Refuse(shared.unless_closed(Reason::PerClientLimit));
             }
         };
-        let seat = Seat {
-            shared: Arc::clone(shared),
-            client,
-        };
+        let seat = Seat { shared: Arc::clone(shared), client };
         let decision = match shared.word.take() {
             Some(found) => Decision::Admit(found),
             None => shared.with_line(|line, _| line.decide(&shared.word)),
@@ -106,8 +101,7 @@ impl Gate {
     /// Ends admission: all who wait, and all who come from now on, are told `draining`. Whoever has a
     /// slot, or has one reserved, keeps it.
     pub fn close(&self) {
-        self.shared
-            .with_line(|line, calls| line.close(&self.shared.word, calls));
+        self.shared.with_line(|line, calls| line.close(&self.shared.word, calls));
     }
 
     /// Ready when an arrival would not be refused for want of a slot or of room in the queue. May be
@@ -236,11 +230,7 @@ mod tests {
     }
 
     fn enforcing(limit: u32, queue_length: u32) -> Settings {
-        Settings {
-            limit: NonZeroU32::new(limit),
-            queue_length,
-            ..Settings::plain(Mode::Enforce)
-        }
+        Settings { limit: NonZeroU32::new(limit), queue_length, ..Settings::plain(Mode::Enforce) }
     }
 
     fn admitted(entry: Entry) -> Permit {
@@ -271,10 +261,7 @@ mod tests {
         shared::<Gate>();
         moved::<Permit>();
         moved::<Ticket>();
-        assert!(
-            size_of::<Permit>() <= 32,
-            "a connection holds one for its whole life"
-        );
+        assert!(size_of::<Permit>() <= 32, "a connection holds one for its whole life");
     }
 
     #[test]
@@ -300,10 +287,7 @@ mod tests {
         assert_eq!(gate.snapshot().active, 1, "reserved");
         let second = waiting(gate.enter(now, None));
         assert_eq!((first.position(), second.position()), (0, 1));
-        assert!(matches!(
-            first.poll(now, &mut task.cx()),
-            Poll::Ready(Ok(_))
-        ));
+        assert!(matches!(first.poll(now, &mut task.cx()), Poll::Ready(Ok(_))));
     }
 
     #[test]
@@ -322,10 +306,7 @@ mod tests {
         let answer = first.poll(late, &mut task.cx());
         assert!(matches!(answer, Poll::Ready(Err(Reason::QueueTimeout))));
         assert_eq!(task.woken(), 1);
-        assert!(matches!(
-            second.poll(late, &mut task.cx()),
-            Poll::Ready(Ok(_))
-        ));
+        assert!(matches!(second.poll(late, &mut task.cx()), Poll::Ready(Ok(_))));
         assert_eq!(gate.snapshot().active, 0);
     }
 
@@ -357,10 +338,7 @@ mod tests {
         drop(inside);
         drop(second); // had been called
         assert_eq!(task.woken(), 1);
-        assert!(matches!(
-            third.poll(now, &mut task.cx()),
-            Poll::Ready(Ok(_))
-        ));
+        assert!(matches!(third.poll(now, &mut task.cx()), Poll::Ready(Ok(_))));
     }
 
     #[test]
@@ -397,20 +375,11 @@ mod tests {
         let mut ticket = waiting(gate.enter(now, None));
         assert!(ticket.poll(now, &mut task.cx()).is_pending());
         let queue_timeout = Duration::from_millis(10);
-        gate.apply(&Settings {
-            queue_timeout,
-            ..enforcing(1, 9)
-        });
+        gate.apply(&Settings { queue_timeout, ..enforcing(1, 9) });
         assert_eq!(task.woken(), 1);
         assert_eq!(ticket.deadline(), now + queue_timeout);
-        gate.apply(&Settings {
-            queue_timeout: Duration::MAX,
-            ..enforcing(1, 9)
-        });
-        assert!(
-            ticket.deadline() > now + Duration::from_secs(3600),
-            "and does not overflow"
-        );
+        gate.apply(&Settings { queue_timeout: Duration::MAX, ..enforcing(1, 9) });
+        assert!(ticket.deadline() > now + Duration::from_secs(3600), "and does not overflow");
     }
 
     #[test]
@@ -419,32 +388,18 @@ mod tests {
         let (gate, task) = (Gate::new(&enforcing(1, 9)), Task::new());
         let inside = admitted(gate.enter(now, None));
         let tickets = [(); 2].map(|()| waiting(gate.enter(now, None)));
-        let observing = Settings {
-            mode: Mode::Observe,
-            ..enforcing(1, 0)
-        };
+        let observing = Settings { mode: Mode::Observe, ..enforcing(1, 0) };
         gate.apply(&observing);
         let late = now + Duration::from_secs(60);
         let permits = tickets.map(|mut ticket| ticket.poll(late, &mut task.cx()));
-        assert!(
-            permits
-                .iter()
-                .all(|answer| matches!(answer, Poll::Ready(Ok(_))))
-        );
+        assert!(permits.iter().all(|answer| matches!(answer, Poll::Ready(Ok(_)))));
         let more = admitted(gate.enter(now, None));
         let seen = gate.snapshot();
-        assert_eq!(
-            (seen.active, seen.peak_active, seen.would_refuse),
-            (4, 4, 1)
-        );
+        assert_eq!((seen.active, seen.peak_active, seen.would_refuse), (4, 4, 1));
 
         gate.apply(&enforcing(1, 0));
         drop((permits, more));
-        assert_eq!(
-            refused(gate.enter(now, None)),
-            Reason::LimitReached,
-            "not below it yet"
-        );
+        assert_eq!(refused(gate.enter(now, None)), Reason::LimitReached, "not below it yet");
         drop(inside);
         drop(admitted(gate.enter(now, None)));
     }
@@ -466,29 +421,17 @@ mod tests {
         let answer = waits.poll(now, &mut task.cx());
         assert!(matches!(answer, Poll::Ready(Err(Reason::Draining))));
         let per_client_limit = NonZeroU32::new(1);
-        gate.apply(&Settings {
-            per_client_limit,
-            ..enforcing(9, 9)
-        });
+        gate.apply(&Settings { per_client_limit, ..enforcing(9, 9) });
         assert_eq!(refused(gate.enter(now, client)), Reason::Draining);
-        assert!(matches!(
-            called.poll(now, &mut task.cx()),
-            Poll::Ready(Ok(_))
-        ));
-        assert!(
-            gate.poll_room(&mut task.cx()).is_ready(),
-            "it would answer, though not kindly"
-        );
+        assert!(matches!(called.poll(now, &mut task.cx()), Poll::Ready(Ok(_))));
+        assert!(gate.poll_room(&mut task.cx()).is_ready(), "it would answer, though not kindly");
         assert_eq!(gate.snapshot().active, 0);
     }
 
     #[test]
     fn a_clients_share_counts_what_is_active_and_what_waits() {
         let now = Instant::now();
-        let capped = Settings {
-            per_client_limit: NonZeroU32::new(2),
-            ..enforcing(1, 9)
-        };
+        let capped = Settings { per_client_limit: NonZeroU32::new(2), ..enforcing(1, 9) };
         let gate = Gate::new(&capped);
         let client = |last| Some(IpAddr::from([192, 0, 2, last]));
         let inside = admitted(gate.enter(now, client(1)));
@@ -508,10 +451,7 @@ mod tests {
         let (gate, task) = (Gate::new(&enforcing(1, 1)), Task::new());
         assert!(gate.poll_room(&mut task.cx()).is_ready());
         let inside = admitted(gate.enter(now, None));
-        assert!(
-            gate.poll_room(&mut task.cx()).is_ready(),
-            "the queue has room"
-        );
+        assert!(gate.poll_room(&mut task.cx()).is_ready(), "the queue has room");
         let ticket = waiting(gate.enter(now, None));
 
         assert!(gate.poll_room(&mut task.cx()).is_pending());

@@ -106,10 +106,7 @@ impl Line {
             Standing::Waiting if now < deadline => {
                 (Verdict::Waiting, self.queue.wake_by(number, waker))
             }
-            Standing::Waiting => (
-                Verdict::Left(Reason::QueueTimeout),
-                self.queue.leave(number),
-            ),
+            Standing::Waiting => (Verdict::Left(Reason::QueueTimeout), self.queue.leave(number)),
             // Only a gate that enforces has a timeout; in the other modes all who waited are let in.
             Standing::Called if now > deadline && self.settings.mode == Mode::Enforce => {
                 (Verdict::TooLate, self.queue.leave(number))
@@ -194,9 +191,6 @@ impl Calls {
     }
 
     pub(super) fn wake(self) {
-        self.first
-            .into_iter()
-            .chain(self.more)
-            .for_each(Waker::wake);
+        self.first.into_iter().chain(self.more).for_each(Waker::wake);
     }
 }

@@ -171,9 +171,6 @@ mod tests {
     #[test]
     fn an_unknown_mode_is_named_with_what_is_allowed() {
         let error = "on".parse::<Mode>().unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "unknown mode \"on\": use enforce, observe or off"
-        );
+        assert_eq!(error.to_string(), "unknown mode \"on\": use enforce, observe or off");
     }
 }

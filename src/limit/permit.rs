@@ -47,13 +47,7 @@ impl Drop for Permit {
 
 impl Ticket {
     pub(super) fn new(seat: Seat, number: Number, enqueued: Instant) -> Self {
-        Self {
-            place: Some(Place {
-                seat,
-                number,
-                enqueued,
-            }),
-        }
+        Self { place: Some(Place { seat, number, enqueued }) }
     }
 
     /// Ready with a permit when its turn has come, with a reason when it has waited too long or the
@@ -63,14 +57,9 @@ impl Ticket {
     ///
     /// When polled after it was ready, like a future.
     pub fn poll(&mut self, now: Instant, cx: &mut Context<'_>) -> Poll<Result<Permit, Reason>> {
-        let Place {
-            seat,
-            number,
-            enqueued,
-        } = self.waiting();
-        let (verdict, _replaced_waker) = seat
-            .shared()
-            .with_line(|line, _| line.look(*number, *enqueued, now, cx.waker()));
+        let Place { seat, number, enqueued } = self.waiting();
+        let (verdict, _replaced_waker) =
+            seat.shared().with_line(|line, _| line.look(*number, *enqueued, now, cx.waker()));
         match verdict {
             Verdict::Waiting => Poll::Pending,
             Verdict::Admitted => Poll::Ready(Ok(self.fetch())),
@@ -106,9 +95,7 @@ impl Ticket {
     }
 
     fn waiting(&self) -> &Place {
-        self.place
-            .as_ref()
-            .expect("a ticket is not used after it was ready")
+        self.place.as_ref().expect("a ticket is not used after it was ready")
     }
 }
 
@@ -132,8 +119,6 @@ impl fmt::Debug for Permit {
 
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ticket")
-            .field("done", &self.place.is_none())
-            .finish_non_exhaustive()
+        f.debug_struct("Ticket").field("done", &self.place.is_none()).finish_non_exhaustive()
     }
 }

@@ -134,10 +134,7 @@ mod tests {
         Settings {
             mode: Mode::Observe,
             limit: NonZeroU32::new(limit),
-            shadow_limits: candidates
-                .iter()
-                .filter_map(|&n| NonZeroU32::new(n))
-                .collect(),
+            shadow_limits: candidates.iter().filter_map(|&n| NonZeroU32::new(n)).collect(),
             ..Settings::plain(Mode::Observe)
         }
     }
@@ -149,10 +146,7 @@ mod tests {
         for found in 0..5 {
             shadow.arrival(found, false);
         }
-        assert_eq!(
-            shadow.counts(&settings.shadow_limits),
-            [(2, 3), (4, 1), (9, 0)]
-        );
+        assert_eq!(shadow.counts(&settings.shadow_limits), [(2, 3), (4, 1), (9, 0)]);
         assert_eq!(shadow.would_refuse(), 2);
         assert_eq!(shadow.peak(), 5);
     }
@@ -182,19 +176,13 @@ mod tests {
         let many = |from: u32| observing(0, &(from..from + 16).collect::<Vec<_>>());
         let shadow = Shadow::new(&many(1));
         shadow.apply(&many(101));
-        assert_eq!(
-            shadow.counts(&many(101).shadow_limits).len(),
-            MAX_SHADOW_LIMITS
-        );
+        assert_eq!(shadow.counts(&many(101).shadow_limits).len(), MAX_SHADOW_LIMITS);
     }
 
     #[test]
     fn enforcing_and_off_remember_only_the_peak() {
         for mode in [Mode::Enforce, Mode::Off] {
-            let settings = Settings {
-                mode,
-                ..observing(1, &[1])
-            };
+            let settings = Settings { mode, ..observing(1, &[1]) };
             let shadow = Shadow::new(&settings);
             shadow.arrival(6, true);
             assert_eq!(shadow.would_refuse(), 0);

@@ -15,7 +15,5 @@ pub(super) use std::sync::{
 /// Locks, also after a panic elsewhere: every change made under our locks is complete before anything
 /// that can panic runs, and a gate that stopped answering would take the whole port with it.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

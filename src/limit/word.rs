@@ -58,21 +58,18 @@ impl Word {
     /// when somebody would be passed by.
     pub(super) fn take(&self) -> Option<u32> {
         let free = |word: Reading| !word.slow() && !word.full();
-        self.change(|word| free(word).then_some(word.0 + 1))
-            .map(Reading::in_use)
+        self.change(|word| free(word).then_some(word.0 + 1)).map(Reading::in_use)
     }
 
     /// Takes a slot for whoever is next; only under the lock.
     pub(super) fn take_locked(&self) -> Option<u32> {
-        self.change(|word| (!word.full()).then_some(word.0 + 1))
-            .map(Reading::in_use)
+        self.change(|word| (!word.full()).then_some(word.0 + 1)).map(Reading::in_use)
     }
 
     /// Gives a slot back without the lock; false when somebody waits for it, and nothing was done.
     #[must_use]
     pub(super) fn give_back(&self) -> bool {
-        self.change(|word| (!word.slow()).then(|| word.0 - 1))
-            .is_some()
+        self.change(|word| (!word.slow()).then(|| word.0 - 1)).is_some()
     }
 
     /// Gives a slot back; only under the lock, and then it is to be offered to the queue.
@@ -88,8 +85,7 @@ impl Word {
     /// about to wait here would wait for ever.
     #[must_use]
     pub(super) fn slow_down_if_full(&self) -> bool {
-        self.change(|word| word.full().then_some(word.0 | SLOW))
-            .is_some()
+        self.change(|word| word.full().then_some(word.0 | SLOW)).is_some()
     }
 
     /// Sends everybody to the lock from now on. Only under the lock.
@@ -132,9 +128,7 @@ impl Word {
         let mut seen = self.read();
         loop {
             let wanted = next(seen)?;
-            match self
-                .0
-                .compare_exchange_weak(seen.0, wanted, Ordering::AcqRel, Ordering::Acquire)
+            match self.0.compare_exchange_weak(seen.0, wanted, Ordering::AcqRel, Ordering::Acquire)
             {
                 Ok(_) => return Some(seen),
                 Err(newer) => seen = Reading(newer),

@@ -49,9 +49,8 @@ impl Uring {
         /// tokio-uring's own ring is idle while the relay ring works.
         const HOST_ENTRIES: u32 = 64;
         let mut host = tokio_uring::builder();
-        host.entries(HOST_ENTRIES).uring_builder(
-            tokio_uring::uring_builder().setup_coop_taskrun().setup_single_issuer(),
-        );
+        host.entries(HOST_ENTRIES)
+            .uring_builder(tokio_uring::uring_builder().setup_coop_taskrun().setup_single_issuer());
         let runtime = tokio_uring::Runtime::new(&host)?;
         runtime.block_on(async {
             let (ring, driver) = Ring::new(sqpoll, gauges)?;

@@ -29,8 +29,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::buffers::Buffers;
 use super::relay::{Relay, Way};
-use crate::io::flow::Flow;
 use crate::io::Gauges;
+use crate::io::flow::Flow;
 
 /// Entries of the submission queue: one turn of a busy relay; a fuller one is flushed.
 const ENTRIES: u32 = 512;

@@ -1,0 +1,404 @@
+//! The composition root: build every part, wire them, run until drained.
+//!
+//! ```text
+//!   main thread: tokio             worker threads: an engine each
+//!   admin faces, signals, drain    accept → … → release
+//!          │  gate handles, drain handle   ▲
+//!          └───────────────────────────────┘
+//! ```
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, anyhow, bail};
+use socket2::Socket;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::{LocalSet, spawn_local};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Connection, Counts, Gateway, Setting};
+use crate::config::{Config, Layers, Mistakes, PortConfig};
+use crate::conn::{Port, Shared};
+use crate::io::probe::{self, Selected};
+use crate::io::{Gauges, listen};
+use crate::lifecycle::{Cause, Lifecycle, Load, Report, Tally};
+use crate::limit::Gate;
+use crate::outcome::Outcome;
+use crate::{telemetry, worker};
+
+/// The data plane of a process: ports and the workers that serve them.
+pub struct DataPlane {
+    ports: Vec<Arc<Port>>,
+    shared: Arc<Shared>,
+    gauges: Arc<Gauges>,
+    engine: Selected,
+    reason: String,
+    workers: Vec<JoinHandle<io::Result<()>>>,
+}
+
+/// What the admin faces may see and do.
+struct Running {
+    plane: Arc<DataPlane>,
+    life: Lifecycle,
+    faces: [SocketAddr; 3],
+    started: Instant,
+    level: telemetry::Level,
+    settings: Mutex<Settings>,
+}
+
+/// The settings in force, and how the last change went.
+struct Settings {
+    layers: Layers,
+    config: Config,
+    reload: admin::Reload,
+}
+
+/// How often the main thread looks whether a worker has died.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Use as many file descriptors as the operator allows: the soft limit is the default of programs
+/// that may still call select(2).
+pub fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// `tidegate run`: serve until drained.
+pub fn run(config: Config, layers: Layers, level: telemetry::Level) -> anyhow::Result<Report> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, async {
+        let faces = admin::Faces {
+            admin: config.admin,
+            probe: config.probe,
+            metrics: config.metrics,
+            control: config.control.clone(),
+        };
+        let (faces, sockets) = open(&faces, &config.ports)?;
+        let life = Lifecycle::new();
+        let plane = Arc::new(DataPlane::start(&config, sockets, &life)?);
+        let running = Arc::new(Running {
+            plane: plane.clone(),
+            life: life.clone(),
+            faces: [faces.admin()?, faces.probe()?, faces.metrics()?],
+            started: Instant::now(),
+            level,
+            settings: Mutex::new(Settings {
+                layers,
+                config,
+                reload: admin::Reload { ok: true, error: None, last_success: SystemTime::now() },
+            }),
+        });
+        serve(plane, running, faces, life).await
+    })
+}
+
+/// Open every address, or say of each that cannot be opened why.
+fn open(faces: &admin::Faces, ports: &[PortConfig]) -> anyhow::Result<(admin::Bound, Vec<Socket>)> {
+    let mut problems = Vec::new();
+    let mut sockets = Vec::new();
+    for port in ports {
+        match listen::open(port.listen) {
+            Ok(socket) => sockets.push(socket),
+            Err(e) => problems.push(format!("cannot listen on {} (--listen): {e}", port.listen)),
+        }
+    }
+    match admin::bind(faces) {
+        Ok(bound) if problems.is_empty() => return Ok((bound, sockets)),
+        Ok(_) => {}
+        Err(errors) => problems.extend(errors.iter().map(ToString::to_string)),
+    }
+    bail!(problems.join("\n"))
+}
+
+/// Everything on the main thread, from the first connection to the report.
+async fn serve(
+    plane: Arc<DataPlane>,
+    running: Arc<Running>,
+    faces: admin::Bound,
+    life: Lifecycle,
+) -> anyhow::Result<Report> {
+    let stop = CancellationToken::new();
+    let admin = spawn_local(faces.serve(running.clone(), stop.clone()));
+    let signals = spawn_local(signals(running.clone())?);
+    let health = spawn_local(watch_workers(plane.clone(), life.clone()));
+    for port in &plane.ports {
+        tracing::info!(listen = %port.listen, app = %port.app_text, engine = plane.engine_name(), reason = plane.reason, "listening");
+    }
+    life.serving();
+
+    let report = life.run_drain(|| running.lock().config.drain.clone(), &*plane).await;
+    tracing::info!(
+        cause = ?report.cause,
+        in_flight_at_start = report.in_flight_at_start,
+        queued_at_start = report.queued_at_start,
+        finished = report.finished,
+        cut = report.cut,
+        late_arrivals = report.late_arrivals,
+        refused = report.refused,
+        seconds = report.seconds,
+        "drained"
+    );
+    stop.cancel();
+    if let Ok(Err(error)) = admin.await {
+        tracing::warn!(%error, "the admin faces ended with an error");
+    }
+    signals.abort();
+    health.abort();
+    if report.cause == Cause::Failure {
+        bail!("a worker failed; see the log");
+    }
+    Ok(report)
+}
+
+/// SIGTERM and SIGINT drain, the second of them now; SIGHUP reads the file again.
+fn signals(running: Arc<Running>) -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let next = async |terminate: &mut Signal, interrupt: &mut Signal| {
+        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+    };
+    Ok(async move {
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                () = next(&mut terminate, &mut interrupt) => {
+                    if draining {
+                        tracing::warn!("second signal: cutting what is left");
+                        running.life.hurry();
+                    }
+                    draining = true;
+                    running.life.drain(Cause::Signal);
+                }
+                _ = hangup.recv() => running.reread(),
+            }
+        }
+    })
+}
+
+/// A worker that ends before the drain has failed: what it still carried is gone, so say so and
+/// let the others finish.
+async fn watch_workers(plane: Arc<DataPlane>, life: Lifecycle) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let ended = plane.workers.iter().any(JoinHandle::is_finished);
+        if ended && !plane.shared.closing.is_cancelled() {
+            tracing::error!("a worker thread has ended; draining");
+            life.drain(Cause::Failure);
+            return;
+        }
+    }
+}
+
+impl DataPlane {
+    /// Choose the engine and start the workers on sockets that already listen.
+    pub fn start(config: &Config, sockets: Vec<Socket>, life: &Lifecycle) -> anyhow::Result<Self> {
+        let (engine, reason) = probe::choose(config.engine, config.uring_sqpoll)
+            .map_err(|unusable| anyhow!("--engine uring: {unusable}"))?;
+        let shared = Arc::new(Shared::new(config.max_connections, life.closing(), life.cut()));
+        let mut ports = Vec::new();
+        for (port, socket) in config.ports.iter().zip(&sockets) {
+            let listen = socket.local_addr()?.as_socket().context("not an IP socket")?;
+            ports.push(Arc::new(Port::new(
+                listen,
+                port.app_text.clone(),
+                port.apps.clone(),
+                Gate::new(&port.gate),
+                port.conn.clone(),
+                shared.clone(),
+            )));
+        }
+        let gauges = Arc::<Gauges>::default();
+        let workers = (0..config.workers.get())
+            .map(|number| {
+                let clones = sockets.iter().map(Socket::try_clone);
+                let sockets = clones.collect::<io::Result<Vec<_>>>()?;
+                let listening = ports.iter().cloned().zip(sockets).collect();
+                worker::start(number, engine, listening, gauges.clone())
+            })
+            .collect::<io::Result<Vec<_>>>()
+            .context("cannot start a worker thread")?;
+        Ok(Self { ports, shared, gauges, engine, reason, workers })
+    }
+
+    /// The ports, in the order they were configured.
+    pub fn ports(&self) -> &[Arc<Port>] {
+        &self.ports
+    }
+
+    /// `uring` or `epoll`.
+    pub fn engine_name(&self) -> &'static str {
+        match self.engine {
+            Selected::Epoll => "epoll",
+            Selected::Uring { .. } => "uring",
+        }
+    }
+
+    /// New settings for ports that go on listening where they do.
+    fn apply(&self, config: &Config) {
+        for (port, new) in self.ports.iter().zip(&config.ports) {
+            port.gate.apply(&new.gate);
+            port.configure(new.conn.clone());
+        }
+        self.shared.set_max_connections(config.max_connections);
+    }
+}
+
+impl Load for DataPlane {
+    fn tally(&self) -> Tally {
+        let mut tally = Tally { open: self.shared.registry.open(), ..Tally::default() };
+        for port in &self.ports {
+            let gate = port.gate.snapshot();
+            tally.active += u64::from(gate.active);
+            tally.queued += u64::from(gate.queued);
+            tally.accepted += port.metrics.accepted();
+            tally.refused += port.metrics.refused().map(|(_, n)| n).sum::<u64>();
+            for (outcome, n) in port.metrics.carried() {
+                match outcome {
+                    Outcome::Cut => tally.cut += n,
+                    _ => tally.finished += n,
+                }
+            }
+        }
+        tally
+    }
+
+    fn close_gates(&self) {
+        for port in &self.ports {
+            port.gate.close();
+        }
+    }
+}
+
+impl Running {
+    fn lock(&self) -> MutexGuard<'_, Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Take over changed settings, or remember why not.
+    fn take_over(
+        &self,
+        settings: &mut Settings,
+        changed: Result<(Layers, Config), Mistakes>,
+    ) -> Result<(), Mistakes> {
+        let (layers, config) = changed.inspect_err(|mistakes| {
+            settings.reload.ok = false;
+            settings.reload.error = Some(mistakes.to_string());
+        })?;
+        self.plane.apply(&config);
+        settings.layers = layers;
+        settings.config = config;
+        settings.reload = admin::Reload { ok: true, error: None, last_success: SystemTime::now() };
+        Ok(())
+    }
+
+    fn reread(&self) {
+        let mut settings = self.lock();
+        let changed = settings.layers.reread_file();
+        match self.take_over(&mut settings, changed) {
+            Ok(()) => tracing::info!("settings read again"),
+            Err(mistakes) => {
+                tracing::warn!("settings not changed, the last good ones stay: {mistakes}")
+            }
+        }
+    }
+
+    fn port_status(port: &Port) -> admin::PortStatus {
+        let counts = Counts::read(&port.metrics);
+        let gate = port.gate.snapshot();
+        admin::PortStatus {
+            listen: port.listen,
+            app: port.app_text.clone(),
+            protocol: "tcp",
+            mode: gate.settings.mode.label(),
+            limit: gate.settings.limit.map(Into::into),
+            active: gate.active.into(),
+            queued: gate.queued.into(),
+            queue_length: gate.settings.queue_length,
+            peak_active: gate.peak_active.into(),
+            counts,
+            would_refuse: gate.would_refuse,
+            shadow: gate.shadow.into_iter().collect(),
+        }
+    }
+}
+
+impl Gateway for Running {
+    fn status(&self) -> admin::Status {
+        let settings = self.lock();
+        let [admin, probe, metrics] = self.faces;
+        let plane = &self.plane;
+        admin::Status {
+            version: env!("CARGO_PKG_VERSION"),
+            engine: admin::Engine { name: plane.engine_name(), reason: plane.reason.clone() },
+            phase: self.life.phase(),
+            workers: plane.workers.len(),
+            ports: plane.ports.iter().map(|port| Self::port_status(port)).collect(),
+            connections: plane.shared.registry.open(),
+            max_connections: plane.shared.max_connections(),
+            pools: admin::Pools { in_use: plane.gauges.buffers.load(Ordering::Relaxed) },
+            ring_ops: plane.gauges.ring_ops.load(Ordering::Relaxed),
+            admin,
+            probe,
+            metrics,
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            last_reload: settings.reload.clone(),
+            drain: self.life.report(),
+        }
+    }
+
+    fn ports(&self) -> Vec<Arc<crate::metrics::PortMetrics>> {
+        self.plane.ports.iter().map(|port| port.metrics.clone()).collect()
+    }
+
+    fn settings(&self) -> Vec<Setting> {
+        let described = self.lock().layers.describe();
+        described
+            .into_iter()
+            .map(|s| Setting { key: s.key, port: s.port, value: s.value, origin: s.origin })
+            .collect()
+    }
+
+    fn connections(&self) -> Vec<Connection> {
+        let rows = self.plane.shared.registry.list();
+        rows.iter()
+            .map(|row| Connection {
+                id: row.id,
+                port: row.port.to_string(),
+                client: row.client.map_or_else(String::new, |client| client.to_string()),
+                stage: row.stage().label(),
+                seconds: row.since.elapsed().as_secs_f64(),
+                bytes_in: row.traffic.from(crate::io::Side::Client),
+                bytes_out: row.traffic.from(crate::io::Side::App),
+            })
+            .collect()
+    }
+
+    fn lifecycle(&self) -> Lifecycle {
+        self.life.clone()
+    }
+
+    fn set(&self, changes: BTreeMap<String, String>) -> Result<Vec<String>, Vec<String>> {
+        let applied = changes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let mut settings = self.lock();
+        let changed = settings.layers.set_live(changes);
+        match self.take_over(&mut settings, changed) {
+            Ok(()) => {
+                tracing::info!(?applied, "settings changed");
+                Ok(applied)
+            }
+            Err(mistakes) => Err(mistakes.iter().map(ToString::to_string).collect()),
+        }
+    }
+
+    fn set_log_level(&self, directive: &str) -> Result<(), String> {
+        self.level.set(directive)
+    }
+}
