@@ -25,7 +25,7 @@ fn hardly_any_descriptors() {
     run(Engine::Epoll, |_| {
         let oracle = Oracle::start(Script::Work);
         let setup = Setup::new(Engine::Epoll, oracle.address).choosing();
-        let gateway = setup.through(&["prlimit", "--nofile=40:40"]).start();
+        let gateway = setup.through(&["prlimit", "--nofile=80:80"]).start();
         assert_serves(&gateway, &oracle);
     });
 }

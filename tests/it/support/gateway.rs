@@ -4,6 +4,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -49,6 +50,8 @@ impl Setup {
     pub(crate) fn without_port(engine: Engine) -> Self {
         let setup =
             Self { engine: engine.name(), flags: Vec::new(), launcher: Vec::new(), denied: None };
+        let local = ["admin", "probe", "metrics"];
+        let setup = local.iter().fold(setup, |setup, face| setup.set(face, "127.0.0.1:0"));
         setup.set("drain-delay", "0s")
     }
 
@@ -58,17 +61,15 @@ impl Setup {
         self.flag("listen", pair)
     }
 
-    /// `--key value`; the last one holds.
+    /// `--key=value`; the last one holds.
     pub(crate) fn set(mut self, key: &str, value: impl ToString) -> Self {
-        let flag = format!("--{key}");
-        if let Some(at) = self.flags.iter().position(|known| *known == flag) {
-            self.flags.drain(at..at + 2);
-        }
+        let flag = format!("--{key}=");
+        self.flags.retain(|known| !known.starts_with(&flag));
         self.flag(key, value)
     }
 
     fn flag(mut self, key: &str, value: impl ToString) -> Self {
-        self.flags.extend([format!("--{key}"), value.to_string()]);
+        self.flags.push(format!("--{key}={}", value.to_string()));
         self
     }
 
@@ -146,9 +147,6 @@ impl Setup {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg("run");
         command.args(["--engine", self.engine, "--protocol", "tcp"]);
-        for local in ["--admin", "--probe", "--metrics"] {
-            command.args([local, "127.0.0.1:0"]);
-        }
         command.arg("--control").arg(dir.path().join("control.sock"));
         command.args(&self.flags);
         let log = File::create(dir.path().join("log")).expect("a log file");
@@ -218,20 +216,15 @@ impl Gateway {
         assert!(reply.code < 300, "set {key}: {} {}", reply.code, reply.body);
     }
 
-    /// Begins the drain.
+    /// Begins the drain, and waits for its report in the background: when it has drained it may exit.
     #[track_caller]
-    pub(crate) fn drain(&self) {
+    pub(crate) fn drain(&self) -> Draining {
         let reply = self.call("POST", "/drain", "");
         assert!(reply.code < 300, "drain: {} {}", reply.code, reply.body);
-    }
-
-    /// Waits for the end of the drain and answers its report.
-    #[track_caller]
-    pub(crate) fn drain_report(&self, bound: Duration) -> DrainReport {
-        let reply = control::call(&self.control(), "GET", "/drain/wait", "", bound);
-        let reply =
-            reply.unwrap_or_else(|error| panic!("no drain report within {bound:?}: {error}"));
-        serde_json::from_str(&reply.body).unwrap_or_else(|error| panic!("{error}: {}", reply.body))
+        let control = self.control();
+        let patience = Duration::from_secs(60);
+        let wait = move || control::call(&control, "GET", "/drain/wait", "", patience);
+        Draining(std::thread::spawn(wait))
     }
 
     /// Every sample of the metrics, by its name and labels as written.
@@ -310,7 +303,10 @@ impl Gateway {
         let idle = ports_idle && status.connections == 0 && status.pools.in_use == 0;
         let small =
             now.fds <= was.fds && now.threads <= was.threads && now.ring_ops <= was.ring_ops;
-        (!idle || !small).then(|| format!("{status:?}, now {now:?}, at start {was:?}"))
+        (!idle || !small).then(|| {
+            let open = process::details(self.pid);
+            format!("{status:?}, now {now:?}, at start {was:?}\n{open}")
+        })
     }
 
     fn footprint(&self, status: &Status) -> Footprint {
@@ -403,6 +399,19 @@ impl Port {
     /// How many ended in this way after they had been admitted.
     pub(crate) fn outcome(&self, label: &str) -> u64 {
         self.outcomes.get(label).copied().unwrap_or(0)
+    }
+}
+
+/// A drain under way.
+pub(crate) struct Draining(JoinHandle<std::io::Result<Reply>>);
+
+impl Draining {
+    /// Waits for its end.
+    #[track_caller]
+    pub(crate) fn report(self) -> DrainReport {
+        let reply = self.0.join().expect("no panic");
+        let body = reply.unwrap_or_else(|error| panic!("no drain report: {error}")).body;
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"))
     }
 }
 

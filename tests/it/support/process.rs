@@ -17,6 +17,17 @@ pub(crate) fn threads(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
+/// The names of the threads and of what is open, for a message.
+pub(crate) fn details(pid: u32) -> String {
+    let entries =
+        |dir: &str| fs::read_dir(format!("/proc/{pid}/{dir}")).into_iter().flatten().flatten();
+    let threads =
+        entries("task").filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    let threads: Vec<_> = threads.map(|name| name.trim().to_owned()).collect();
+    let open: Vec<_> = entries("fd").filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+    format!("threads {threads:?}, open {open:?}")
+}
+
 /// Resident memory in bytes.
 pub(crate) fn rss(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
