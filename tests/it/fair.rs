@@ -138,14 +138,14 @@ fn nobody_is_served_after_the_queue_timeout(engine: Engine) {
             }
             End::Refused | End::Reset => {
                 assert!(*took >= TIMEOUT, "refused after only {took:?}");
-                assert!(*took < TIMEOUT + late, "refused after {took:?}");
+                assert!(*took < slack(TIMEOUT), "refused after {took:?}");
             }
             other => panic!("{other:?} after {took:?}"),
         }
     }
     let refused = ends.iter().filter(|(end, _)| *end != End::Answered).count();
     assert!(refused > 0 && refused < 60, "{refused} of 60 refused");
-    assert_eq!(gateway.port().refused("queue_timeout"), refused as u64);
+    until("it is counted", SOON, || gateway.port().refused("queue_timeout") == refused as u64);
     assert_eq!(ends.iter().filter(|(end, _)| *end == End::Reset).count(), 0, "refusals are FIN");
     gateway.assert_clean();
 }

@@ -109,7 +109,7 @@ fn an_application_behind_a_partition(engine: Engine) {
             );
         }
     });
-    assert_eq!(gateway.port().refused("upstream_timeout"), 3);
+    until("it is counted", SOON, || gateway.port().refused("upstream_timeout") == 3);
     gateway.assert_clean();
 }
 

@@ -33,7 +33,7 @@ pub(crate) struct Gateway {
 }
 
 /// What must be back where it was when the load has gone (P11).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Footprint {
     fds: usize,
     threads: usize,
@@ -317,19 +317,18 @@ impl Gateway {
         }
     }
 
-    /// The footprint once the start, and our own questions, have left no trace.
+    /// The footprint once the start, and our own question, have left no trace: the same for 50 ms.
     fn settled_footprint(&self) -> Footprint {
-        let mut looks = (0..5).map(|_| {
-            let status = self.status();
-            std::thread::sleep(Duration::from_millis(5)); // our own connection is being closed
-            self.footprint(&status)
-        });
-        let first = looks.next().expect("five looks");
-        looks.fold(first, |least, look| Footprint {
-            fds: least.fds.min(look.fds),
-            threads: least.threads.max(look.threads),
-            ring_ops: least.ring_ops.max(look.ring_ops),
-        })
+        let status = self.status();
+        let mut last = self.footprint(&status);
+        let mut same = 0;
+        while same < 10 {
+            std::thread::sleep(Duration::from_millis(5)); // between two looks
+            let look = self.footprint(&status);
+            same = if look == last { same + 1 } else { 0 };
+            last = look;
+        }
+        last
     }
 }
 

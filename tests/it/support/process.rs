@@ -13,19 +13,23 @@ pub(crate) fn open_fds(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
+/// Threads of its own. The kernel's io_uring workers are listed too; the first one stays for good.
 pub(crate) fn threads(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+    let names = thread_names(pid);
+    names.iter().filter(|name| !name.starts_with("iou-wrk")).count()
+}
+
+fn thread_names(pid: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    names.map(|name| name.trim().to_owned()).collect()
 }
 
 /// The names of the threads and of what is open, for a message.
 pub(crate) fn details(pid: u32) -> String {
-    let entries =
-        |dir: &str| fs::read_dir(format!("/proc/{pid}/{dir}")).into_iter().flatten().flatten();
-    let threads =
-        entries("task").filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
-    let threads: Vec<_> = threads.map(|name| name.trim().to_owned()).collect();
-    let open: Vec<_> = entries("fd").filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
-    format!("threads {threads:?}, open {open:?}")
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let open: Vec<_> = fds.filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+    format!("threads {:?}, open {open:?}", thread_names(pid))
 }
 
 /// Resident memory in bytes.
