@@ -328,6 +328,8 @@ impl Gateway {
             same = if look == last { same + 1 } else { 0 };
             last = look;
         }
+        // Only now the workers certainly have their standing operations (the accept) in the ring.
+        last.ring_ops = last.ring_ops.max(self.status().ring_ops);
         last
     }
 }
