@@ -79,7 +79,7 @@ fn the_ceiling_comes_from_nofile(engine: Engine) {
         let port = gateway.port();
         port.active + port.refused("max_connections") == 300
     });
-    assert!(oracle.count() >= 60, "only {} held with 256 descriptors", oracle.count());
+    until("the application has most of what 256 descriptors carry", SOON, || oracle.count() >= 60);
     drop(clients);
     gateway.assert_clean();
 }
