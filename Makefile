@@ -19,8 +19,8 @@ check: ## format, lints, layers, documents, dependencies
 test: ## every promise, in short
 	@test "$$(id -u)" = 0 || echo "not root: tests that need it say SKIPPED (tests/README.md)"
 	$(PYTHON) -m unittest discover -s bench -p 'test_*.py'
-	CARGO_PROFILE_RELEASE_LTO=off RUSTFLAGS="--cfg tidegate_loom" \
-	  $(CARGO) test --locked --release --target-dir $(TARGET)/loom --test gate_loom
+	RUSTFLAGS="--cfg tidegate_loom" \
+	  $(CARGO) test --locked --profile loom --target-dir $(TARGET)/loom --test gate_loom
 	$(CARGO) test --locked --bench gate
 	$(CARGO) test --locked --no-fail-fast
 
