@@ -48,7 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     // Asks the machine what `run` would ask it.
-    ("doctor", &["cli", "config", "io", "settings"]),
+    ("doctor", &["admin", "app", "cli", "client", "config", "io", "settings"]),
     // Runs the code of `run` in front of an application of its own.
     ("demo", &["app", "cli", "config", "io", "lifecycle", "outcome", "settings"]),
     ("main", &["app", "cli", "client", "config", "demo", "doctor", "settings", "telemetry"]),
