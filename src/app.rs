@@ -90,7 +90,7 @@ pub fn run(config: Config, layers: Layers, level: telemetry::Level) -> Result<Re
         .enable_all()
         .build()
         .context("cannot start the control plane")?;
-    Ok(LocalSet::new().block_on(&runtime, start(config, layers, level))?)
+    LocalSet::new().block_on(&runtime, start(config, layers, level))
 }
 
 async fn start(

@@ -26,6 +26,8 @@
 //! - [`client`] the commands that talk to a running gateway
 //! - [`config`] flags, environment and file become every module's own configuration
 //! - [`app`] builds every part, wires them, runs until drained
+//! - `doctor` what of this machine the gateway depends on, and how it is
+//! - `demo` a surge with and without the gateway
 //!
 //! The binary adds nothing but exit codes. ARCHITECTURE.md has the threads, the ports and the reasons.
 
