@@ -5,6 +5,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod conn;
+pub mod demo;
 pub mod io;
 pub mod lifecycle;
 pub mod limit;

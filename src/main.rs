@@ -8,6 +8,7 @@ use tidegate::app;
 use tidegate::cli::{self, Cli, Command};
 use tidegate::client::{self, Target};
 use tidegate::config::{self, Layers};
+use tidegate::demo::{self, End};
 use tidegate::settings::{self, Value};
 use tidegate::telemetry;
 
@@ -21,6 +22,8 @@ enum Exit {
     Failure = 1,
     /// What it was asked for makes no sense (EX_CONFIG of sysexits.h).
     Config = 78,
+    /// Ctrl-C before it was done (128 + SIGINT, as shells have it).
+    Interrupted = 130,
 }
 
 fn main() -> ExitCode {
@@ -41,7 +44,8 @@ fn dispatch(command: Command) -> Exit {
         Command::Drain(args) => drain(&args),
         Command::Set(args) => set(&args),
         Command::Status(args) => status(&args),
-        Command::Doctor(_) | Command::Demo(_) => fail("the data plane is not wired yet"),
+        Command::Doctor(_) => fail("the data plane is not wired yet"),
+        Command::Demo(args) => demo(&args),
     }
 }
 
@@ -59,6 +63,16 @@ fn run(args: &cli::Run) -> Exit {
     };
     match app::run(config, layers, telemetry.level()) {
         Ok(_) => Exit::Ok,
+        Err(error) => fail(&format!("{error:#}")),
+    }
+}
+
+fn demo(args: &cli::Demo) -> Exit {
+    app::raise_open_files();
+    match demo::run(args) {
+        Ok(End::Kept) => Exit::Ok,
+        Ok(End::Broken) => fail("the gateway did not keep its promises; see above"),
+        Ok(End::Interrupted) => Exit::Interrupted,
         Err(error) => fail(&format!("{error:#}")),
     }
 }
