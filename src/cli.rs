@@ -96,7 +96,11 @@ pub struct Status {
 
 /// `tidegate doctor`
 #[derive(Debug, Args)]
-pub struct Doctor {}
+pub struct Doctor {
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// `tidegate demo`
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ pub mod client;
 pub mod config;
 pub mod conn;
 pub mod demo;
+pub mod doctor;
 pub mod io;
 pub mod lifecycle;
 pub mod limit;

@@ -9,6 +9,7 @@ use tidegate::cli::{self, Cli, Command};
 use tidegate::client::{self, Target};
 use tidegate::config::{self, Layers};
 use tidegate::demo::{self, End};
+use tidegate::doctor;
 use tidegate::settings::{self, Value};
 use tidegate::telemetry;
 
@@ -44,7 +45,7 @@ fn dispatch(command: Command) -> Exit {
         Command::Drain(args) => drain(&args),
         Command::Set(args) => set(&args),
         Command::Status(args) => status(&args),
-        Command::Doctor(_) => fail("the data plane is not wired yet"),
+        Command::Doctor(args) => doctor(&args),
         Command::Demo(args) => demo(&args),
     }
 }
@@ -64,6 +65,17 @@ fn run(args: &cli::Run) -> Exit {
     match app::run(config, layers, telemetry.level()) {
         Ok(_) => Exit::Ok,
         Err(error) => fail(&format!("{error:#}")),
+    }
+}
+
+fn doctor(args: &cli::Doctor) -> Exit {
+    match block_on(doctor::examine()) {
+        Ok(findings) => {
+            print(&doctor::show(&findings, args.json));
+            let failed = findings.iter().any(|finding| finding.state == doctor::State::Fail);
+            if failed { Exit::Failure } else { Exit::Ok }
+        }
+        Err(error) => fail(&error.to_string()),
     }
 }
 
