@@ -32,7 +32,7 @@ use crate::{cli, settings};
 
 use application::Application;
 use load::Load;
-use screen::Screen;
+use screen::{FIXED_SPACE, Screen};
 use summary::{Act, Played, Summary};
 
 /// How a demo ended.
@@ -86,7 +86,9 @@ pub fn run(args: &cli::Demo) -> anyhow::Result<End> {
 /// Both runs, and what they come to.
 async fn play(args: &cli::Demo, screen: &Screen) -> anyhow::Result<End> {
     let length = Duration::from_secs(args.seconds);
-    screen.open(&gateway_flags(&args.engine).map(|(key, value)| format!("--{key} {value}")));
+    screen.open(
+        &gateway_flags(&args.engine).map(|(key, value)| format!("--{key}{FIXED_SPACE}{value}")),
+    );
 
     let bare = Application::start().context("cannot start the application")?;
     let calm = act(screen, Act::Calm, None, &bare, CALM, tokio::time::sleep(length)).await;
@@ -128,12 +130,12 @@ async fn act(
     let to = gateway.map_or(application.address(), Gateway::address);
     let load = Load::new(to);
     application.begin_act();
-    let seconds = {
+    let came = {
         let clients = load.run(share * application::CAPACITY, end);
         let progress = screen.follow(act, gateway.is_some(), &load, application);
         tokio::pin!(clients, progress);
         tokio::select! {
-            seconds = &mut clients => seconds,
+            came = &mut clients => came,
             never = &mut progress => match never {},
         }
     };
@@ -141,7 +143,7 @@ async fn act(
     Played {
         act,
         gateway: gateway.is_some(),
-        seconds,
+        came,
         seen: load.into_seen(),
         app: application.seen(),
     }

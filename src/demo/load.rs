@@ -42,6 +42,8 @@ pub struct Seen {
     pub unable: u64,
     /// From setting out to the whole answer, of each client that was served.
     pub served: Vec<Duration>,
+    /// When the last of them was.
+    pub last_served: Option<Instant>,
 }
 
 /// How it went for one client.
@@ -60,18 +62,18 @@ impl Load {
     }
 
     /// Send `rate` clients a second until `end`, then wait for those who are still there. The answer
-    /// is for how many seconds they came.
-    pub async fn run(&self, rate: f64, end: impl Future<Output = ()>) -> f64 {
+    /// is when they came: from, to.
+    pub async fn run(&self, rate: f64, end: impl Future<Output = ()>) -> [Instant; 2] {
         let clients = TaskTracker::new();
         let begun = Instant::now();
         tokio::select! {
             () = end => {}
             () = self.send(rate, &clients) => {}
         }
-        let seconds = begun.elapsed().as_secs_f64();
+        let ended = Instant::now();
         clients.close();
         clients.wait().await;
-        seconds
+        [begun, ended]
     }
 
     /// One after the other, each at its time; those whose time has passed set out at once.
@@ -111,7 +113,10 @@ async fn client(to: SocketAddr, number: u64, seen: Rc<RefCell<Seen>>, closed: Rc
     let visit = timeout(PATIENCE, visit(to, number, &inside)).await;
     let mut seen = seen.borrow_mut();
     match visit {
-        Ok(Visit::Served) => seen.served.push(begun.elapsed()),
+        Ok(Visit::Served) => {
+            seen.served.push(begun.elapsed());
+            seen.last_served = Some(Instant::now());
+        }
         Ok(Visit::Refused) => seen.refused.push(begun.elapsed()),
         Ok(Visit::Late) => {
             closed.set(true);

@@ -44,6 +44,9 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// Of text; terminals have 80 columns, and some wrap at the last.
 const WIDTH: usize = 78;
 
+/// Where a line is not to be broken.
+pub const FIXED_SPACE: char = '\u{a0}';
+
 const HEAD: &str = "act    gateway   time  offered/s  served/s  refused/s  gave up/s  in the app";
 
 impl Screen {
@@ -215,14 +218,18 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
         match lines.last_mut() {
-            Some(line) if line.len() + 1 + word.len() <= width => {
+            Some(line) if length(line) + 1 + length(word) <= width => {
                 line.push(' ');
                 line.push_str(word);
             }
             _ => lines.push(word.to_owned()),
         }
     }
-    lines
+    lines.into_iter().map(|line| line.replace(FIXED_SPACE, " ")).collect()
+}
+
+fn length(text: &str) -> usize {
+    text.chars().count()
 }
 
 fn print(text: &str) {

@@ -1,7 +1,7 @@
 //! What the demo comes to: a table, a sentence for each act, and whether every promise was kept. All
 //! of it is computed from what was counted.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -26,8 +26,8 @@ pub struct Played {
     pub act: Act,
     /// Whether the gateway stood in front.
     pub gateway: bool,
-    /// How long clients came.
-    pub seconds: f64,
+    /// When clients came: from, to.
+    pub came: [Instant; 2],
     /// What they saw.
     pub seen: load::Seen,
     /// What the application saw.
@@ -71,12 +71,15 @@ impl Act {
 
 impl Played {
     fn offered(&self) -> f64 {
-        self.seen.offered as f64 / self.seconds
+        let [begun, ended] = self.came;
+        self.seen.offered as f64 / (ended - begun).as_secs_f64()
     }
 
-    /// Answers in time, a second.
+    /// Answers in time, a second. The last ones may come after the last client.
     fn goodput(&self) -> f64 {
-        self.seen.served.len() as f64 / self.seconds
+        let [begun, ended] = self.came;
+        let until = self.seen.last_served.map_or(ended, |last| last.max(ended));
+        self.seen.served.len() as f64 / (until - begun).as_secs_f64()
     }
 
     /// Goodput as a share of what the application can carry.
@@ -118,7 +121,7 @@ impl Played {
         json!({
             "act": self.act.label(),
             "gateway": self.gateway,
-            "seconds": self.seconds,
+            "seconds": (self.came[1] - self.came[0]).as_secs_f64(),
             "offered": self.seen.offered,
             "served": self.seen.served.len(),
             "refused": self.seen.refused.len(),
