@@ -22,7 +22,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Connection, Counts, Gateway, Setting};
-use crate::config::{Config, Layers, Mistakes, PortConfig};
+use crate::config::{Config, Layers, PortConfig};
 use crate::conn::{Port, Shared};
 use crate::io::probe::{self, Selected};
 use crate::io::{Gauges, listen};
@@ -30,6 +30,17 @@ use crate::lifecycle::{Cause, Lifecycle, Load, Report, Tally};
 use crate::limit::Gate;
 use crate::outcome::Outcome;
 use crate::{telemetry, worker};
+
+/// Why `run` did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Addresses that cannot be listened on, one a line.
+    #[error("{0}")]
+    Addresses(String),
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
 
 /// The data plane of a process: ports and the workers that serve them.
 pub struct DataPlane {
@@ -58,6 +69,9 @@ struct Settings {
     reload: admin::Reload,
 }
 
+/// How long a process that was drained on request goes on answering, unless a signal ends it.
+const LINGER: Duration = Duration::from_secs(2);
+
 /// How often the main thread looks whether a worker has died.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -71,36 +85,52 @@ pub fn raise_open_files() {
 }
 
 /// `tidegate run`: serve until drained.
-pub fn run(config: Config, layers: Layers, level: telemetry::Level) -> anyhow::Result<Report> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, async {
-        let faces = admin::Faces {
-            admin: config.admin,
-            probe: config.probe,
-            metrics: config.metrics,
-            control: config.control.clone(),
-        };
-        let (faces, sockets) = open(&faces, &config.ports)?;
-        let life = Lifecycle::new();
-        let plane = Arc::new(DataPlane::start(&config, sockets, &life)?);
-        let running = Arc::new(Running {
-            plane: plane.clone(),
-            life: life.clone(),
-            faces: [faces.admin()?, faces.probe()?, faces.metrics()?],
-            started: Instant::now(),
-            level,
-            settings: Mutex::new(Settings {
-                layers,
-                config,
-                reload: admin::Reload { ok: true, error: None, last_success: SystemTime::now() },
-            }),
-        });
-        serve(plane, running, faces, life).await
-    })
+pub fn run(config: Config, layers: Layers, level: telemetry::Level) -> Result<Report, StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the control plane")?;
+    Ok(LocalSet::new().block_on(&runtime, start(config, layers, level))?)
+}
+
+async fn start(
+    config: Config,
+    layers: Layers,
+    level: telemetry::Level,
+) -> Result<Report, StartError> {
+    let faces = admin::Faces {
+        admin: config.admin,
+        probe: config.probe,
+        metrics: config.metrics,
+        control: config.control.clone(),
+    };
+    let (bound, sockets) = open(&faces, &config.ports)?;
+    let layers = layers.bound(sockets.iter().filter_map(|s| s.local_addr().ok()?.as_socket()));
+    let addresses = [bound.admin(), bound.probe(), bound.metrics()];
+    let [admin, probe, metrics] = addresses.map(|addr| addr.context("the address just bound"));
+    let faces = [admin?, probe?, metrics?];
+    let life = Lifecycle::new();
+    let plane = Arc::new(DataPlane::start(&config, sockets, faces.to_vec(), &life)?);
+    let running = Arc::new(Running {
+        plane: plane.clone(),
+        life: life.clone(),
+        faces,
+        started: Instant::now(),
+        level,
+        settings: Mutex::new(Settings {
+            layers,
+            config,
+            reload: admin::Reload { ok: true, error: None, last_success: SystemTime::now() },
+        }),
+    });
+    Ok(serve(plane, running, bound, life).await?)
 }
 
 /// Open every address, or say of each that cannot be opened why.
-fn open(faces: &admin::Faces, ports: &[PortConfig]) -> anyhow::Result<(admin::Bound, Vec<Socket>)> {
+fn open(
+    faces: &admin::Faces,
+    ports: &[PortConfig],
+) -> Result<(admin::Bound, Vec<Socket>), StartError> {
     let mut problems = Vec::new();
     let mut sockets = Vec::new();
     for port in ports {
@@ -114,7 +144,7 @@ fn open(faces: &admin::Faces, ports: &[PortConfig]) -> anyhow::Result<(admin::Bo
         Ok(_) => {}
         Err(errors) => problems.extend(errors.iter().map(ToString::to_string)),
     }
-    bail!(problems.join("\n"))
+    Err(StartError::Addresses(problems.join("\n")))
 }
 
 /// Everything on the main thread, from the first connection to the report.
@@ -145,6 +175,10 @@ async fn serve(
         seconds = report.seconds,
         "drained"
     );
+    if report.cause == Cause::Request {
+        // Others may ask for the report too: every container's hook, a person.
+        tokio::select! { () = tokio::time::sleep(LINGER) => {} () = life.hurried() => {} }
+    }
     stop.cancel();
     if let Ok(Err(error)) = admin.await {
         tracing::warn!(%error, "the admin faces ended with an error");
@@ -170,8 +204,11 @@ fn signals(running: Arc<Running>) -> io::Result<impl Future<Output = ()>> {
         loop {
             tokio::select! {
                 () = next(&mut terminate, &mut interrupt) => {
-                    if draining {
+                    let drained = running.life.report().is_some();
+                    if draining && !drained {
                         tracing::warn!("second signal: cutting what is left");
+                    }
+                    if draining || drained {
                         running.life.hurry();
                     }
                     draining = true;
@@ -198,11 +235,21 @@ async fn watch_workers(plane: Arc<DataPlane>, life: Lifecycle) {
 }
 
 impl DataPlane {
-    /// Choose the engine and start the workers on sockets that already listen.
-    pub fn start(config: &Config, sockets: Vec<Socket>, life: &Lifecycle) -> anyhow::Result<Self> {
+    /// Choose the engine and start the workers on sockets that already listen. `listening`: what
+    /// else this process listens on and must never dial.
+    pub fn start(
+        config: &Config,
+        sockets: Vec<Socket>,
+        mut listening: Vec<SocketAddr>,
+        life: &Lifecycle,
+    ) -> anyhow::Result<Self> {
         let (engine, reason) = probe::choose(config.engine, config.uring_sqpoll)
             .map_err(|unusable| anyhow!("--engine uring: {unusable}"))?;
-        let shared = Arc::new(Shared::new(config.max_connections, life.closing(), life.cut()));
+        for socket in &sockets {
+            listening.extend(socket.local_addr()?.as_socket());
+        }
+        let most = config.max_connections;
+        let shared = Arc::new(Shared::new(most, listening, life.closing(), life.cut()));
         let mut ports = Vec::new();
         for (port, socket) in config.ports.iter().zip(&sockets) {
             let listen = socket.local_addr()?.as_socket().context("not an IP socket")?;
@@ -287,30 +334,28 @@ impl Running {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Take over changed settings, or remember why not.
-    fn take_over(
-        &self,
-        settings: &mut Settings,
-        changed: Result<(Layers, Config), Mistakes>,
-    ) -> Result<(), Mistakes> {
-        let (layers, config) = changed.inspect_err(|mistakes| {
-            settings.reload.ok = false;
-            settings.reload.error = Some(mistakes.to_string());
-        })?;
+    /// Put changed settings in force.
+    fn take_over(&self, settings: &mut Settings, (layers, config): (Layers, Config)) {
         self.plane.apply(&config);
+        if let Err(error) = self.level.set(&config.log.level) {
+            tracing::warn!(error, "the log level stays as it is");
+        }
         settings.layers = layers;
         settings.config = config;
         settings.reload = admin::Reload { ok: true, error: None, last_success: SystemTime::now() };
-        Ok(())
     }
 
     fn reread(&self) {
         let mut settings = self.lock();
-        let changed = settings.layers.reread_file();
-        match self.take_over(&mut settings, changed) {
-            Ok(()) => tracing::info!("settings read again"),
+        match settings.layers.reread_file() {
+            Ok(changed) => {
+                self.take_over(&mut settings, changed);
+                tracing::info!("settings read again");
+            }
             Err(mistakes) => {
-                tracing::warn!("settings not changed, the last good ones stay: {mistakes}")
+                tracing::warn!("settings not changed, the last good ones stay: {mistakes}");
+                settings.reload.ok = false;
+                settings.reload.error = Some(mistakes.to_string());
             }
         }
     }
@@ -364,11 +409,7 @@ impl Gateway for Running {
     }
 
     fn settings(&self) -> Vec<Setting> {
-        let described = self.lock().layers.describe();
-        described
-            .into_iter()
-            .map(|s| Setting { key: s.key, port: s.port, value: s.value, origin: s.origin })
-            .collect()
+        self.lock().layers.describe()
     }
 
     fn connections(&self) -> Vec<Connection> {
@@ -393,9 +434,9 @@ impl Gateway for Running {
     fn set(&self, changes: BTreeMap<String, String>) -> Result<Vec<String>, Vec<String>> {
         let applied = changes.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let mut settings = self.lock();
-        let changed = settings.layers.set_live(changes);
-        match self.take_over(&mut settings, changed) {
-            Ok(()) => {
+        match settings.layers.set_live(changes) {
+            Ok(changed) => {
+                self.take_over(&mut settings, changed);
                 tracing::info!(?applied, "settings changed");
                 Ok(applied)
             }
@@ -404,6 +445,7 @@ impl Gateway for Running {
     }
 
     fn set_log_level(&self, directive: &str) -> Result<(), String> {
-        self.level.set(directive)
+        let change = BTreeMap::from([("log-level".to_owned(), directive.to_owned())]);
+        self.set(change).map(drop).map_err(|mistakes| mistakes.join("\n"))
     }
 }

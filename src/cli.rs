@@ -144,18 +144,18 @@ impl FromArgMatches for Settings {
 fn flag(key: &'static Key) -> Arg {
     let arg = Arg::new(key.name)
         .long(key.name)
-        .help(key.help)
+        .help(format!("{} [default: {}]", key.help, key.default))
         .value_name(match key.scope {
             Scope::Port => "[PORT=]VALUE",
             Scope::Process => "VALUE",
         })
         .value_parser(value_parser!(OsString))
         .action(ArgAction::Append)
-        // `--limit -5` is a mistake about the limit, not about a flag `-5`.
+        // `--limit -5` and `--queue-timeout -1s` are mistakes about values, not about flags.
         .allow_negative_numbers(true);
     match key.kind {
-        Kind::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
-        _ => arg,
+        Kind::Switch => arg.num_args(0..=1).default_missing_value("true"),
+        _ => arg.allow_hyphen_values(true),
     }
 }
 

@@ -36,6 +36,9 @@ pub enum ClientError {
     /// Nobody listens there, or nobody may.
     #[error("no gateway answers at {0}: {1}. Is it running? Name its place with {flag}", flag = .0.flag())]
     Unreachable(Target, io::Error),
+    /// Nobody of those that were asked.
+    #[error("no gateway answers. Is it running? Name its place with --admin or --control. Tried:\n  {}", .0.join("\n  "))]
+    Nobody(Vec<String>),
     /// It listens, but does not answer.
     #[error("the gateway at {0} did not answer within {1:?}")]
     Timeout(Target, Duration),
@@ -184,20 +187,30 @@ pub async fn set(control: &Path, changes: &[String]) -> Result<Vec<String>, Clie
     Ok(strings(&answer["applied"]))
 }
 
-/// The status from the first target that answers; the error is the first one's.
+/// The status from the first target that answers.
 pub async fn status(targets: &[Target]) -> Result<Value, ClientError> {
-    let mut first = None;
+    let mut errors = Vec::new();
     for target in targets {
         match target.ask(Method::GET, "/status.json", &Value::Null, Some(PATIENCE)).await {
             Ok(status) if status["ports"].is_array() => return Ok(status),
             Ok(_) => {
-                let what = "its status has no ports".to_owned();
-                first.get_or_insert(ClientError::Foreign(target.clone(), what));
+                errors.push(ClientError::Foreign(target.clone(), "its status has no ports".into()));
             }
-            Err(error) => drop(first.get_or_insert(error)),
+            Err(error) => errors.push(error),
         }
     }
-    Err(first.unwrap_or_else(|| ClientError::Refused(vec!["nobody to ask".into()])))
+    match errors.pop() {
+        Some(only) if errors.is_empty() => Err(only),
+        last => Err(ClientError::Nobody(errors.iter().chain(&last).map(brief).collect())),
+    }
+}
+
+/// An error among others, which share its advice.
+fn brief(error: &ClientError) -> String {
+    match error {
+        ClientError::Unreachable(target, why) => format!("{target}: {why}"),
+        other => other.to_string(),
+    }
 }
 
 /// `tidegate status --watch`: the table again every second, until Ctrl-C or until nobody reads it.
@@ -217,8 +230,11 @@ pub async fn watch(targets: &[Target], json: bool, out: &mut impl Write) -> io::
             // Home, and clear what is below: less flicker than clearing the screen first.
             write!(out, "\x1b[H\x1b[J")?;
         }
-        write!(out, "{shown}")?;
-        out.flush()?;
+        match write!(out, "{shown}").and_then(|()| out.flush()) {
+            // A reader that has left, such as `head`, has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written?,
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //! Always true: a [`Config`] that exists can be used; a change is applied as a whole or not at all;
 //! nothing but this module reads the environment.
 
+mod check;
 mod file;
 mod listen;
 mod mistake;
@@ -130,6 +131,15 @@ impl Layers {
         }
         layers.check_addresses(&mut mistakes);
         Err(mistakes)
+    }
+
+    /// The addresses the kernel gave, in the order of the listeners: who listens on port 0 gets
+    /// settings of single ports by the port it really has.
+    pub fn bound(mut self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        for (listener, address) in self.listeners.iter_mut().zip(addresses) {
+            listener.listen = address;
+        }
+        self
     }
 
     /// What holds now.

@@ -125,6 +125,10 @@ struct Inner {
     report: watch::Sender<Option<Report>>,
 }
 
+/// How long somebody who waits for a drain waits for it to begin: a hook that runs for another
+/// reason (a restarted container) must not hold that up.
+const BEGIN: Duration = Duration::from_secs(1);
+
 /// How often a running drain looks whether anything is left. Only a draining process polls.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -184,6 +188,11 @@ impl Lifecycle {
         self.inner.hurry.cancel();
     }
 
+    /// Resolves when nobody is to be waited for any more.
+    pub async fn hurried(&self) {
+        self.inner.hurry.cancelled().await;
+    }
+
     /// Cancelled when the listeners have to close.
     pub fn closing(&self) -> CancellationToken {
         self.inner.closing.clone()
@@ -197,6 +206,12 @@ impl Lifecycle {
     /// Resolves as soon as a drain has been asked for.
     pub async fn drain_wanted(&self) {
         self.inner.wanted.cancelled().await;
+    }
+
+    /// The report, once the drain is over; `None` if none begins within [`BEGIN`].
+    pub async fn drained_if_begun(&self) -> Option<Report> {
+        tokio::time::timeout(BEGIN, self.drain_wanted()).await.ok()?;
+        Some(self.drained().await)
     }
 
     /// The report, once the drain is over.

@@ -64,6 +64,7 @@ fn run(args: &cli::Run) -> Exit {
     };
     match app::run(config, layers, telemetry.level()) {
         Ok(_) => Exit::Ok,
+        Err(error @ app::StartError::Addresses(_)) => misconfigured(&error.to_string()),
         Err(error) => fail(&format!("{error:#}")),
     }
 }

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::lifecycle::{Cause, Phase};
 
+use super::exposition::Format;
 use super::gateway::Gateway;
 use super::{page, scrape};
 
@@ -112,7 +113,7 @@ where
         Route::Status => json(StatusCode::OK, &gateway.status()),
         Route::Settings => json(StatusCode::OK, &gateway.settings()),
         Route::Connections => json(StatusCode::OK, &gateway.connections()),
-        Route::DrainWait => json(StatusCode::OK, &gateway.lifecycle().drained().await),
+        Route::DrainWait => json(StatusCode::OK, &gateway.lifecycle().drained_if_begun().await),
         Route::Drain => drain(&*gateway),
         Route::Set => set(&*gateway, request).await,
         Route::LogLevel => log_level(&*gateway, request).await,
@@ -137,7 +138,7 @@ fn word(phase: Phase) -> &'static str {
 
 fn metrics(gateway: &dyn Gateway, accept: Option<&HeaderValue>) -> Response<Full<Bytes>> {
     let accept = accept.and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    let format = scrape::Format::negotiate(accept);
+    let format = Format::negotiate(accept);
     let body = scrape::scrape(gateway.status(), gateway.ports(), format);
     respond(StatusCode::OK, format.content_type(), body)
 }

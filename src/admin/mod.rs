@@ -13,6 +13,7 @@
 
 mod bind;
 mod control;
+mod exposition;
 mod faces;
 mod gateway;
 mod guard;

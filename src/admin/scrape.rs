@@ -7,61 +7,27 @@
 //!                                     = sum(tidegate_connections_total) + tidegate_connections_active
 //! ```
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric, NoLabelSet, text,
-};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::exemplar::Exemplar;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::lifecycle::Phase;
 use crate::metrics::PortMetrics;
 
+use super::exposition::{Families, Format, Labels, write};
 use super::process::Process;
 use super::status::{PortStatus, Status};
-
-/// How the page is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
-    /// What Prometheus has read since it exists.
-    Classic,
-    /// Its successor.
-    OpenMetrics,
-}
-
-impl Format {
-    /// The format a client asks for.
-    pub(super) fn negotiate(accept: &str) -> Self {
-        let asked = accept.contains("application/openmetrics-text");
-        if asked { Self::OpenMetrics } else { Self::Classic }
-    }
-
-    /// What to call it.
-    pub(super) const fn content_type(self) -> &'static str {
-        match self {
-            Self::Classic => "text/plain; version=0.0.4; charset=utf-8",
-            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        }
-    }
-}
 
 /// The page. `ports` are in the order of `status.ports`.
 pub(super) fn scrape(status: Status, ports: Vec<Arc<PortMetrics>>, format: Format) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Page { status, ports, process: Process::now() }));
-    let mut page = String::with_capacity(16 * 1024);
-    text::encode(&mut page, &registry).expect("writing to a string cannot fail");
-    match format {
-        Format::OpenMetrics => page.replace(" inf\n", " +Inf\n"),
-        Format::Classic => classic(&page),
-    }
+    write(&registry, format)
 }
 
 #[derive(Debug)]
@@ -70,8 +36,6 @@ struct Page {
     ports: Vec<Arc<PortMetrics>>,
     process: Option<Process>,
 }
-
-type Labels = Vec<(&'static str, String)>;
 
 impl Collector for Page {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -280,84 +244,123 @@ fn one<V>(value: V) -> Vec<(Labels, V)> {
     vec![(Labels::new(), value)]
 }
 
-struct Families<'a>(DescriptorEncoder<'a>);
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::atomic::Ordering;
+    use std::time::{Duration, SystemTime};
 
-impl Families<'_> {
-    fn info(&mut self, name: &str, help: &str, labels: Labels) -> fmt::Result {
-        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(&labels)
-    }
+    use super::super::status::{Counts, Engine, Pools, Reload};
+    use super::*;
+    use crate::outcome::{Outcome, Reason};
 
-    fn gauges<V>(&mut self, name: &str, help: &str, series: Vec<(Labels, V)>) -> fmt::Result
-    where
-        V: EncodeGaugeValue,
-    {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        series.iter().try_for_each(|(labels, value)| match labels.is_empty() {
-            true => family.encode_gauge(value),
-            false => family.encode_family(labels)?.encode_gauge(value),
-        })
-    }
-
-    /// `name` without `_total`.
-    fn counters<V>(&mut self, name: &str, help: &str, series: Vec<(Labels, V)>) -> fmt::Result
-    where
-        V: EncodeCounterValue,
-    {
-        const PLAIN: Option<&Exemplar<NoLabelSet, f64>> = None;
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        series.iter().try_for_each(|(labels, value)| match labels.is_empty() {
-            true => family.encode_counter(value, PLAIN),
-            false => family.encode_family(labels)?.encode_counter(value, PLAIN),
-        })
-    }
-
-    fn histograms(
-        &mut self,
-        name: &str,
-        help: &str,
-        series: Vec<(Labels, Histogram)>,
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        series
-            .iter()
-            .try_for_each(|(labels, histogram)| histogram.encode(family.encode_family(labels)?))
-    }
-}
-
-/// OpenMetrics text as the classic format: a counter's name has its `_total` also in HELP and TYPE,
-/// an info is a gauge, and there are no UNIT and no EOF lines.
-fn classic(page: &str) -> String {
-    let mut types: HashMap<&str, &str> = HashMap::new();
-    for line in page.lines() {
-        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' ')) {
-            types.insert(name, kind);
+    fn port(listen: &str, limit: Option<u32>, metrics: &PortMetrics) -> PortStatus {
+        PortStatus {
+            listen: listen.parse().expect("an address"),
+            app: "127.0.0.1:3000".into(),
+            protocol: "tcp",
+            mode: "enforce",
+            limit,
+            active: 2,
+            queued: 1,
+            queue_length: 16,
+            peak_active: 3,
+            counts: Counts::read(metrics),
+            would_refuse: 0,
+            shadow: [(25, 4)].into(),
         }
     }
-    let mut out = String::with_capacity(page.len());
-    for line in page.lines() {
-        let comment = line.strip_prefix("# ").and_then(|rest| rest.split_once(' '));
-        let Some((word, rest)) = comment else {
-            if line != "# EOF" {
-                out += line
-                    .strip_suffix(" inf")
-                    .map_or(line.to_owned(), |l| l.to_owned() + " +Inf")
-                    .as_str();
-                out.push('\n');
+
+    fn page(format: Format) -> String {
+        let metrics = Arc::new(PortMetrics::default());
+        for outcome in [Outcome::Served, Outcome::Refused(Reason::QueueFull)] {
+            metrics.accept();
+            if outcome == Outcome::Served {
+                metrics.admit();
             }
-            continue;
+            metrics.bytes[1].fetch_add(20, Ordering::Relaxed);
+            metrics.end(outcome, Duration::from_millis(1));
+        }
+        metrics.accept();
+        metrics.wait(Duration::from_millis(3));
+        let local = SocketAddr::from(([127, 0, 0, 1], 1));
+        let status = Status {
+            version: "0.1.0",
+            engine: Engine { name: "epoll", reason: "asked \"so\"".into() },
+            phase: Phase::Closing,
+            workers: 1,
+            ports: vec![
+                port("0.0.0.0:8080", Some(8), &metrics),
+                port("0.0.0.0:8081", None, &PortMetrics::default()),
+            ],
+            connections: 1,
+            max_connections: 100,
+            pools: Pools { in_use: 0 },
+            ring_ops: 0,
+            admin: local,
+            probe: local,
+            metrics: local,
+            uptime_seconds: 1.0,
+            last_reload: Reload { ok: true, error: None, last_success: SystemTime::now() },
+            drain: None,
         };
-        let (name, text) = rest.split_once(' ').unwrap_or((rest, ""));
-        let (suffix, kind) = match types.get(name) {
-            Some(&"counter") => ("_total", "counter"),
-            Some(&"info") => ("_info", "gauge"),
-            Some(kind) => ("", *kind),
-            None => ("", "untyped"),
-        };
-        match word {
-            "HELP" => out += &format!("# HELP {name}{suffix} {text}\n"),
-            "TYPE" => out += &format!("# TYPE {name}{suffix} {kind}\n"),
-            _ => {}
+        scrape(status, vec![metrics, Arc::default()], format)
+    }
+
+    fn has(page: &str, line: &str) {
+        assert!(page.lines().any(|other| other == line), "{line:?} is not in:\n{page}");
+    }
+
+    #[test]
+    fn the_classic_page_is_what_prometheus_has_always_read() {
+        let page = page(Format::Classic);
+        for line in [
+            "# TYPE tidegate_build_info gauge",
+            "tidegate_build_info{version=\"0.1.0\"} 1",
+            "tidegate_io_engine_info{engine=\"epoll\",reason=\"asked \\\"so\\\"\"} 1",
+            "tidegate_admission_limit{port=\"8080\"} 8.0",
+            "tidegate_admission_limit{port=\"8081\"} +Inf",
+            "# TYPE tidegate_admission_decisions_total counter",
+            "tidegate_admission_decisions_total{port=\"8080\",outcome=\"admitted\",reason=\"\"} 1",
+            "tidegate_admission_decisions_total{port=\"8080\",outcome=\"refused\",reason=\"queue_full\"} 1",
+            "tidegate_connections_total{port=\"8080\",outcome=\"served\"} 1",
+            "tidegate_connections_total{port=\"8080\",outcome=\"refused\"} 1",
+            "tidegate_connections_active{port=\"8080\"} 1",
+            "tidegate_bytes_total{port=\"8080\",direction=\"out\"} 40",
+            "tidegate_shadow_refusals_total{port=\"8080\",limit=\"25\"} 4",
+            "# TYPE tidegate_admission_wait_seconds histogram",
+            "tidegate_admission_wait_seconds_count{port=\"8080\"} 1",
+            "tidegate_admission_wait_seconds_bucket{le=\"0.005\",port=\"8080\"} 1",
+            "tidegate_drain_state 2",
+            "tidegate_drain_cut_total 0",
+            "tidegate_config_last_reload_successful 1",
+        ] {
+            has(&page, line);
+        }
+        assert!(page.contains("\nprocess_cpu_seconds_total "));
+        assert!(!page.contains("# EOF") && !page.contains("# UNIT") && !page.contains("unknown"));
+        // One HELP and one TYPE for each family, and every sample under its own.
+        let mut family = "";
+        for line in page.lines() {
+            match line.strip_prefix("# TYPE ") {
+                Some(rest) => family = rest.split(' ').next().expect("a name"),
+                None if line.starts_with('#') => {}
+                None => assert!(line.starts_with(family), "{line} under {family}"),
+            }
         }
     }
-    out
+
+    #[test]
+    fn openmetrics_is_asked_for_by_name() {
+        let accept =
+            "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3";
+        assert_eq!(Format::negotiate(accept), Format::OpenMetrics);
+        assert_eq!(Format::negotiate("text/plain"), Format::Classic);
+        assert_eq!(Format::negotiate("*/*"), Format::Classic);
+        let page = page(Format::OpenMetrics);
+        assert!(page.ends_with("# EOF\n"));
+        has(&page, "# TYPE tidegate_build info");
+        has(&page, "# TYPE tidegate_admission_decisions counter");
+        has(&page, "tidegate_admission_limit{port=\"8081\"} +Inf");
+    }
 }

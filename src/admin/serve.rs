@@ -96,10 +96,10 @@ impl Host {
                 continue;
             };
             oldest_first.retain(|task| !task.is_finished());
-            if oldest_first.len() >= MAX_CONNECTIONS {
-                if let Some(oldest) = oldest_first.pop_front() {
-                    oldest.abort();
-                }
+            if oldest_first.len() >= MAX_CONNECTIONS
+                && let Some(oldest) = oldest_first.pop_front()
+            {
+                oldest.abort();
             }
             oldest_first.push_back(tasks.spawn(self.connection(face, socket)));
         }

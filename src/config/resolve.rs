@@ -1,4 +1,4 @@
-//! The layers laid over each other: who wins, whether it fits together, and the result.
+//! The layers laid over each other: who wins, and the result.
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -9,14 +9,14 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::admin::Setting;
 use crate::conn::{self, QueuedHalfClose, TcpRefuse};
-use crate::io::{App, EngineChoice};
+use crate::io::EngineChoice;
 use crate::limit::{self, Mode};
 use crate::settings::{self, Default, KEYS, Key, Scope, Value};
 use crate::{lifecycle, telemetry};
 
-use super::listen::{Listener, collide, dials_itself};
-use super::words::{Word, full_name};
-use super::{Config, Layers, Mistakes, PortConfig};
+use super::listen::Listener;
+use super::words::Word;
+use super::{Config, Layers, PortConfig};
 
 /// Tried out while a port only observes and nobody names others.
 const SHADOW_LIMITS: [u32; 5] = [25, 50, 100, 200, 400];
@@ -30,7 +30,7 @@ const RESERVED_FDS: u64 = 64;
 impl Layers {
     /// The word that holds: the strongest layer that says anything about this port; within a layer
     /// what names the port beats what does not, and the last beats the first.
-    fn word(&self, key: &Key, port: Option<u16>) -> Option<&Word> {
+    pub(super) fn word(&self, key: &Key, port: Option<u16>) -> Option<&Word> {
         [&self.live, &self.flags, &self.environment, &self.file].into_iter().find_map(|layer| {
             let about = |wanted: Option<u16>| {
                 layer.iter().rev().find(|word| word.key == key && word.port == wanted)
@@ -40,7 +40,7 @@ impl Layers {
     }
 
     /// The value that holds, unless it follows from a rule.
-    fn value(&self, name: &str, port: Option<u16>) -> Option<Value> {
+    pub(super) fn value(&self, name: &str, port: Option<u16>) -> Option<Value> {
         let key = settings::find(name).expect("only keys of the table are asked for");
         match (self.word(key, port), key.default) {
             (Some(word), _) => Some(word.value.clone()),
@@ -51,14 +51,14 @@ impl Layers {
         }
     }
 
-    fn choice(&self, name: &str, port: Option<u16>) -> Option<&'static str> {
+    pub(super) fn choice(&self, name: &str, port: Option<u16>) -> Option<&'static str> {
         match self.value(name, port) {
             Some(Value::Word(word)) => Some(word),
             _ => None,
         }
     }
 
-    fn count(&self, name: &str, port: Option<u16>) -> Option<u32> {
+    pub(super) fn count(&self, name: &str, port: Option<u16>) -> Option<u32> {
         match self.value(name, port) {
             Some(Value::Count(count)) => count,
             _ => None,
@@ -81,100 +81,21 @@ impl Layers {
         self.value(name, port) == Some(Value::Switch(true))
     }
 
-    fn address(&self, name: &str) -> SocketAddr {
+    pub(super) fn address(&self, name: &str) -> SocketAddr {
         match self.value(name, None) {
             Some(Value::Address(address)) => address,
             _ => unreachable!("the table gives every address a default"),
         }
     }
 
-    /// Every word about a port must be about one we listen on.
-    pub(super) fn check_ports(&self, mistakes: &mut Mistakes) {
-        let ours: Vec<u16> = self.listeners.iter().map(|l| l.listen.port()).collect();
-        for word in [&self.live, &self.flags, &self.environment, &self.file].into_iter().flatten() {
-            if let Some(port) = word.port.filter(|port| !ours.contains(port)) {
-                let list: Vec<_> = ours.iter().map(u16::to_string).collect();
-                let problem = format!("is about port {port}, but we listen on {}", list.join(", "));
-                mistakes.add(word.name(), Some(&word.text), &word.origin, problem);
-            }
-        }
-    }
-
-    /// No two listeners on one address, and no application that is ourselves.
-    pub(super) fn check_addresses(&self, mistakes: &mut Mistakes) {
-        let mut ours: Vec<(&str, SocketAddr)> =
-            self.listeners.iter().map(|l| ("listen", l.listen)).collect();
-        ours.extend(["admin", "probe", "metrics"].map(|name| (name, self.address(name))));
-        for (at, (name, address)) in ours.iter().enumerate() {
-            if let Some((other, taken)) = ours[..at].iter().find(|o| collide(o.1, *address)) {
-                let problem =
-                    format!("collides with --{other} {taken}: each needs its own address");
-                mistakes.add(*name, Some(&address.to_string()), "", problem);
-            }
-        }
-        for listener in &self.listeners {
-            let Listener { app_text, apps, origin, .. } = listener;
-            let itself = |app: &App| match app {
-                App::Tcp(app) => ours.iter().any(|(_, address)| dials_itself(*address, *app)),
-                App::Unix(path) => *path == self.control(),
-            };
-            if apps.iter().any(itself) {
-                mistakes.add(
-                    "listen",
-                    Some(app_text),
-                    origin,
-                    "is an address of this gateway: it would forward to itself",
-                );
-            }
-        }
-    }
-
-    /// Enforcing needs something to enforce.
-    pub(super) fn check_modes(&self, mistakes: &mut Mistakes) {
-        for listener in &self.listeners {
-            let port = Some(listener.listen.port());
-            let limited =
-                ["limit", "per-client-limit"].iter().any(|k| self.count(k, port).is_some());
-            if self.choice("mode", port) == Some("enforce") && !limited {
-                let key = settings::find("mode").expect("in the table");
-                let origin = self.word(key, port).map(|word| word.origin.to_string());
-                mistakes.add(
-                    full_name(key, port),
-                    Some("enforce"),
-                    origin.unwrap_or_default(),
-                    "needs a `limit` or a `per-client-limit` to enforce",
-                );
-            }
-        }
-    }
-
-    /// Settings that cannot change while the gateway runs, and would.
-    pub(super) fn refuse_restarts(&self, changed: &Self, mistakes: &mut Mistakes) {
-        for key in KEYS.iter().filter(|key| !key.live) {
-            for port in self.ports_of(key) {
-                if self.value(key.name, port) != changed.value(key.name, port) {
-                    let word = changed.word(key, port);
-                    let origin = word.map(|word| word.origin.to_string()).unwrap_or_default();
-                    let text = word.map(|word| word.text.as_str());
-                    mistakes.add(
-                        full_name(key, port),
-                        text,
-                        origin,
-                        "has changed, and needs a restart",
-                    );
-                }
-            }
-        }
-    }
-
-    fn ports_of(&self, key: &Key) -> Vec<Option<u16>> {
+    pub(super) fn ports_of(&self, key: &Key) -> Vec<Option<u16>> {
         match key.scope {
             Scope::Process => vec![None],
             Scope::Port => self.listeners.iter().map(|l| Some(l.listen.port())).collect(),
         }
     }
 
-    fn control(&self) -> std::path::PathBuf {
+    pub(super) fn control(&self) -> std::path::PathBuf {
         match self.value("control", None) {
             Some(Value::Path(path)) => path,
             _ => self.default_control.clone(),

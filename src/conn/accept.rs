@@ -70,6 +70,7 @@ fn begin<E: Engine>(
         Entry::Refuse(reason) => turn_away(port, socket, entry, reason),
         admission => {
             let Ok(client) = engine.adopt(socket) else {
+                port.metrics.admit();
                 count(port, &entry, Outcome::Failed, [0, 0]);
                 return;
             };
@@ -85,9 +86,6 @@ fn begin<E: Engine>(
 fn ask(port: &Port, peer: Option<SocketAddr>, now: Instant) -> Entry {
     if port.shared.registry.open() > u64::from(port.shared.max_connections()) {
         return Entry::Refuse(Reason::MaxConnections);
-    }
-    if peer.is_some_and(|peer| port.shared.is_own(peer)) {
-        return Entry::Refuse(Reason::Loop);
     }
     port.gate.enter(now, peer.map(|peer| peer.ip()))
 }

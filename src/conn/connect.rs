@@ -3,30 +3,31 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use super::port::OwnEnd;
 use super::{Conn, Port};
 use crate::io::{App, Engine, sock};
 use crate::outcome::{Outcome, Reason};
 
-/// A connection to the application, with the PROXY header sent if it wants one.
-pub(super) struct Upstream<E: Engine> {
-    /// The connection.
-    pub(super) stream: E::Stream,
-    /// Keeps the loop guard informed for as long as the connection lives.
-    _own_end: Option<OwnEnd>,
+/// Why an address of the application is no use.
+enum Unreachable {
+    /// Nobody answered there, or not in time.
+    Dead(io::Error),
+    /// We answered there.
+    Ourselves,
 }
 
-/// Dial the application's addresses in order; the first that answers is it.
+/// Dial the application's addresses in order; the first that answers is it. If the application
+/// wants a PROXY header, it has been sent.
 pub(super) async fn connect<E: Engine>(
     engine: &E,
     port: &Port,
     conn: &Conn<E>,
-) -> Result<Upstream<E>, Outcome> {
+) -> Result<E::Stream, Outcome> {
     let mut failure = Reason::UpstreamRefused;
     for app in &port.apps {
         match dial(engine, port, conn, app).await {
-            Ok(upstream) => return Ok(upstream),
-            Err(e) => {
+            Ok(stream) => return Ok(stream),
+            Err(Unreachable::Ourselves) => failure = Reason::Loop,
+            Err(Unreachable::Dead(e)) => {
                 tracing::debug!(port = %port.listen, app = %port.app_text, error = %e, "cannot reach the application");
                 failure = match e.kind() {
                     io::ErrorKind::TimedOut => Reason::UpstreamTimeout,
@@ -43,30 +44,38 @@ async fn dial<E: Engine>(
     port: &Port,
     conn: &Conn<E>,
     app: &App,
-) -> io::Result<Upstream<E>> {
+) -> Result<E::Stream, Unreachable> {
     let stream = engine.dial(app, conn.config.connect_timeout).await?;
-    let mut own_end = None;
-    if let App::Tcp(to) = app {
-        let local = engine.socket(&stream).local_addr()?.as_socket();
-        if local == Some(*to) {
+    if let App::Tcp(to) = app
+        && let Some(local) = engine.socket(&stream).local_addr()?.as_socket()
+    {
+        if local == *to {
             // Linux connects a socket to itself when nobody listens on a port and the socket was
             // given that very port as its own (hazards A14).
-            return Err(io::ErrorKind::ConnectionRefused.into());
+            return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
         }
-        if local.is_none_or(|local| !same_machine(local.ip(), to.ip())) {
+        if port.shared.is_loop(local, *to) {
+            return Err(Unreachable::Ourselves);
+        }
+        if !same_machine(local.ip(), to.ip()) {
             sock::watch_peer(engine.socket(&stream))?;
         }
-        own_end = local.map(|local| port.shared.own(local));
     }
     if conn.config.send_proxy_protocol {
         let header = proxy_header(conn.entry.client(), port.listen);
         let sent = engine.socket(&stream).send(&header)?;
         if sent != header.len() {
             // A fresh connection has room for 52 bytes; one that has not is of no use.
-            return Err(io::ErrorKind::WriteZero.into());
+            return Err(io::Error::from(io::ErrorKind::WriteZero).into());
         }
     }
-    Ok(Upstream { stream, _own_end: own_end })
+    Ok(stream)
+}
+
+impl From<io::Error> for Unreachable {
+    fn from(error: io::Error) -> Self {
+        Self::Dead(error)
+    }
 }
 
 /// Whether both ends are sockets of one kernel: such a peer cannot vanish without a word, so five

@@ -72,7 +72,7 @@ pub enum QueuedHalfClose {
 /// application's socket is closed before the slot is free.
 struct Conn<E: Engine> {
     client: E::Stream,
-    app: Option<connect::Upstream<E>>,
+    app: Option<E::Stream>,
     permit: Option<Permit>,
     /// The port's settings when the connection came.
     config: std::sync::Arc<Config>,

@@ -1,9 +1,8 @@
 //! What all connections of a port share, and what all ports of the process share.
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio_util::sync::CancellationToken;
 
@@ -39,15 +38,8 @@ pub struct Shared {
     /// Cancelled when what is still open has to be cut.
     pub cut: CancellationToken,
     max_connections: AtomicU32,
-    /// Our own ends of the connections to applications. A client that comes from one of them is
-    /// ourselves: the connection went round in a circle.
-    own_ends: Mutex<HashSet<SocketAddr>>,
-}
-
-/// Our end of a connection to the application, known as ours while this lives.
-pub struct OwnEnd {
-    addr: SocketAddr,
-    shared: Arc<Shared>,
+    /// Every address this process listens on.
+    listening: Vec<SocketAddr>,
 }
 
 impl Port {
@@ -76,14 +68,19 @@ impl Port {
 }
 
 impl Shared {
-    /// Nothing open yet; at most `max_connections` at once.
-    pub fn new(max_connections: u32, closing: CancellationToken, cut: CancellationToken) -> Self {
+    /// Nothing open yet; at most `max_connections` at once. `listening`: every address of ours.
+    pub fn new(
+        max_connections: u32,
+        listening: Vec<SocketAddr>,
+        closing: CancellationToken,
+        cut: CancellationToken,
+    ) -> Self {
         Self {
             registry: Registry::default(),
             closing,
             cut,
             max_connections: AtomicU32::new(max_connections),
-            own_ends: Mutex::default(),
+            listening,
         }
     }
 
@@ -97,20 +94,12 @@ impl Shared {
         self.max_connections.store(most, Ordering::Relaxed);
     }
 
-    /// Remember `addr` as our own end until the answer is dropped.
-    pub fn own(self: &Arc<Self>, addr: SocketAddr) -> OwnEnd {
-        self.own_ends.lock().unwrap_or_else(PoisonError::into_inner).insert(addr);
-        OwnEnd { addr, shared: self.clone() }
-    }
-
-    /// Whether a connection from `peer` is one of our own.
-    pub fn is_own(&self, peer: SocketAddr) -> bool {
-        self.own_ends.lock().unwrap_or_else(PoisonError::into_inner).contains(&peer)
-    }
-}
-
-impl Drop for OwnEnd {
-    fn drop(&mut self) {
-        self.shared.own_ends.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.addr);
+    /// Whether connecting from `local` to `peer` has led to one of our own listening sockets: the
+    /// connection would go round in a circle.
+    pub fn is_loop(&self, local: SocketAddr, peer: SocketAddr) -> bool {
+        let here = local.ip() == peer.ip() || peer.ip().is_loopback();
+        here && self.listening.iter().any(|ours| {
+            ours.port() == peer.port() && (ours.ip().is_unspecified() || ours.ip() == peer.ip())
+        })
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::registry::Stage;
 use super::{Conn, Port};
 use crate::io::flow::{Overdue, Patience};
-use crate::io::{Engine, Flow, Side};
+use crate::io::{Engine, Flow, Side, sock};
 use crate::outcome::Outcome;
 
 /// Why the relay did not go on to its own end.
@@ -20,7 +20,7 @@ enum Halt {
 
 /// Carry `conn` until both ends have ended, or one of them, or patience, broke it.
 pub(super) async fn relay<E: Engine>(engine: &E, port: &Port, conn: &Conn<E>) -> Outcome {
-    let app = &conn.app.as_ref().expect("connect comes before relay").stream;
+    let app = conn.app.as_ref().expect("connect comes before relay");
     let patience = Patience {
         idle: conn.config.idle_timeout,
         write_stall: Some(conn.config.write_stall_timeout),
@@ -57,7 +57,7 @@ pub(super) async fn relay<E: Engine>(engine: &E, port: &Port, conn: &Conn<E>) ->
 
 /// Both were silent: end the client, ask the application to end, and wait until it has.
 async fn idle<E: Engine>(engine: &E, port: &Port, conn: &Conn<E>, flow: &Flow) -> Outcome {
-    let app = &conn.app.as_ref().expect("connect comes before relay").stream;
+    let app = conn.app.as_ref().expect("connect comes before relay");
     let _ = engine.socket(&conn.client).shutdown(Shutdown::Both);
     if flow.is_finished(Side::App) {
         return Outcome::IdleTimeout;
@@ -67,7 +67,10 @@ async fn idle<E: Engine>(engine: &E, port: &Port, conn: &Conn<E>, flow: &Flow) -
     let deadline = Instant::now() + conn.config.abandon_timeout;
     tokio::select! {
         () = engine.discard(app) => Outcome::IdleTimeout,
-        () = engine.sleep_until(deadline) => Outcome::Abandoned,
+        () = engine.sleep_until(deadline) => {
+            sock::reset(engine.socket(app));
+            Outcome::IdleTimeout
+        }
         () = port.shared.cut.cancelled() => Outcome::Cut,
     }
 }

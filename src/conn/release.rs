@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use socket2::SockRef;
 
-use super::connect::Upstream;
 use super::registry::Registered;
 use super::{Conn, Port, TcpRefuse};
 use crate::io::{Engine, sock};
@@ -80,8 +79,8 @@ pub(super) fn count(port: &Port, entry: &Registered, outcome: Outcome, bytes: [u
     }
 }
 
-fn reset_app<E: Engine>(engine: &E, app: Option<&Upstream<E>>) {
+fn reset_app<E: Engine>(engine: &E, app: Option<&E::Stream>) {
     if let Some(app) = app {
-        sock::reset(engine.socket(&app.stream));
+        sock::reset(engine.socket(app));
     }
 }

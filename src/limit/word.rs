@@ -80,9 +80,9 @@ impl Word {
 
     /// Sends everybody to the lock from now on, unless a slot is free: then false. Only under the lock.
     ///
-    /// One step, so that no slot can come free unnoticed in between. Had we looked first and set SLOW
-    /// second, a permit dropped between the two would find SLOW clear, leave quietly, and whoever is
-    /// about to wait here would wait for ever.
+    /// One step, so that true means: all slots are taken, and stay so until the lock is released. Had we
+    /// looked first and set SLOW second, a permit dropped between the two would find SLOW clear and leave
+    /// quietly, and somebody would be put to wait beside a free slot.
     #[must_use]
     pub(super) fn slow_down_if_full(&self) -> bool {
         self.change(|word| word.full().then_some(word.0 | SLOW)).is_some()

@@ -1,0 +1,142 @@
+//! How metrics are written: OpenMetrics by prometheus-client, and from that the classic text.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric, NoLabelSet, text,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::exemplar::Exemplar;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// The labels of one series.
+pub(super) type Labels = Vec<(&'static str, String)>;
+
+/// How the page is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// What Prometheus has read since it exists.
+    Classic,
+    /// Its successor.
+    OpenMetrics,
+}
+
+impl Format {
+    /// The format a client asks for.
+    pub(super) fn negotiate(accept: &str) -> Self {
+        let asked = accept.contains("application/openmetrics-text");
+        if asked { Self::OpenMetrics } else { Self::Classic }
+    }
+
+    /// What to call it.
+    pub(super) const fn content_type(self) -> &'static str {
+        match self {
+            Self::Classic => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+/// The page of a registry.
+pub(super) fn write(registry: &Registry, format: Format) -> String {
+    let mut page = String::with_capacity(16 * 1024);
+    text::encode(&mut page, registry).expect("writing to a string cannot fail");
+    // Both formats have "+Inf"; the encoder writes Rust's "inf".
+    let page = page.replace(" inf\n", " +Inf\n");
+    match format {
+        Format::OpenMetrics => page,
+        Format::Classic => classic(&page),
+    }
+}
+
+/// Families of metrics, written one after the other.
+pub(super) struct Families<'a>(pub(super) DescriptorEncoder<'a>);
+
+impl Families<'_> {
+    pub(super) fn info(&mut self, name: &str, help: &str, labels: Labels) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(&labels)
+    }
+
+    pub(super) fn gauges<V>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: Vec<(Labels, V)>,
+    ) -> fmt::Result
+    where
+        V: EncodeGaugeValue,
+    {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        series.iter().try_for_each(|(labels, value)| match labels.is_empty() {
+            true => family.encode_gauge(value),
+            false => family.encode_family(labels)?.encode_gauge(value),
+        })
+    }
+
+    /// `name` without `_total`.
+    pub(super) fn counters<V>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: Vec<(Labels, V)>,
+    ) -> fmt::Result
+    where
+        V: EncodeCounterValue,
+    {
+        const PLAIN: Option<&Exemplar<NoLabelSet, f64>> = None;
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        series.iter().try_for_each(|(labels, value)| match labels.is_empty() {
+            true => family.encode_counter(value, PLAIN),
+            false => family.encode_family(labels)?.encode_counter(value, PLAIN),
+        })
+    }
+
+    pub(super) fn histograms(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: Vec<(Labels, Histogram)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        series
+            .iter()
+            .try_for_each(|(labels, histogram)| histogram.encode(family.encode_family(labels)?))
+    }
+}
+
+/// OpenMetrics text as the classic format: a counter's name has its `_total` also in HELP and TYPE,
+/// an info is a gauge, and there are no UNIT and no EOF lines.
+fn classic(page: &str) -> String {
+    let mut types: HashMap<&str, &str> = HashMap::new();
+    for line in page.lines() {
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' ')) {
+            types.insert(name, kind);
+        }
+    }
+    let mut out = String::with_capacity(page.len());
+    for line in page.lines() {
+        let comment = line.strip_prefix("# ").and_then(|rest| rest.split_once(' '));
+        let Some((word, rest)) = comment else {
+            if line != "# EOF" {
+                out.push_str(line);
+                out.push('\n');
+            }
+            continue;
+        };
+        let (name, text) = rest.split_once(' ').unwrap_or((rest, ""));
+        let (suffix, kind) = match types.get(name) {
+            Some(&"counter") => ("_total", "counter"),
+            Some(&"info") => ("_info", "gauge"),
+            Some(kind) => ("", *kind),
+            None => ("", "untyped"),
+        };
+        match word {
+            "HELP" => out += &format!("# HELP {name}{suffix} {text}\n"),
+            "TYPE" => out += &format!("# TYPE {name}{suffix} {kind}\n"),
+            _ => {}
+        }
+    }
+    out
+}

@@ -1,0 +1,343 @@
+//! Both engines against the promises their trait makes: one suite, run once per engine.
+//! Hazards T17, T22, T23, T24 in the spirit of their pass lines; nothing here sleeps to synchronise.
+
+use std::future::Future;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::{SockRef, Socket};
+use tidegate::io::epoll::Epoll;
+use tidegate::io::uring::Uring;
+use tidegate::io::{App, Engine, Flow, Gauges, Side, Traffic, listen};
+use tokio_util::sync::CancellationToken;
+
+/// Long enough for a loaded machine, short enough to fail.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Run `main` on each engine and see that nothing is left in use afterwards.
+macro_rules! on_both_engines {
+    ($($(#[$doc:meta])* fn $name:ident<$E:ident>($engine:ident: $ty:ty) $body:block)*) => {
+        $(
+            mod $name {
+                use super::*;
+
+                $(#[$doc])*
+                async fn scenario<$E: Engine>($engine: $E) $body
+
+                #[test]
+                fn epoll() {
+                    let _alone = alone();
+                    let gauges = Arc::<Gauges>::default();
+                    Epoll::run(gauges.clone(), |engine| soon(scenario(engine))).expect("epoll runs");
+                    assert_idle(&gauges);
+                }
+
+                #[test]
+                fn uring() {
+                    let _alone = alone();
+                    for sqpoll in [false, true] {
+                        let gauges = Arc::<Gauges>::default();
+                        Uring::run(sqpoll, gauges.clone(), |engine| soon(scenario(engine)))
+                            .expect("io_uring works here");
+                        assert_idle(&gauges);
+                    }
+                }
+            }
+        )*
+    };
+}
+
+/// Descriptors are counted per process: one scenario at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn soon(scenario: impl Future<Output = ()>) {
+    tokio::time::timeout(SOON * 6, scenario).await.expect("the scenario ends in time");
+}
+
+fn assert_idle(gauges: &Gauges) {
+    assert_eq!(gauges.buffers.load(Ordering::Relaxed), 0, "buffers still hold bytes");
+    assert_eq!(gauges.ring_ops.load(Ordering::Relaxed), 0, "operations are still in the kernel");
+}
+
+/// A relayed pair: what the client holds, what the application holds, and the engine's two ends.
+async fn pair<E: Engine>(engine: &E) -> (TcpStream, TcpStream, E::Stream, E::Stream) {
+    let socket = listen::open(SocketAddr::from(([127, 0, 0, 1], 0))).expect("listens");
+    let front = socket.local_addr().expect("bound").as_socket().expect("IP");
+    let listener = engine.listen(socket).expect("watched");
+    let app = TcpListener::bind("127.0.0.1:0").expect("listens");
+    let back = app.local_addr().expect("bound");
+    let client = TcpStream::connect(front).expect("connects");
+    let stop = CancellationToken::new();
+    let (inner, _) = engine.accept(&listener, &stop).await.expect("accepts").expect("not stopped");
+    let inner = engine.adopt(inner).expect("adopted");
+    let outer = engine.dial(&App::Tcp(back), SOON).await.expect("dials");
+    let (served, _) = app.accept().expect("accepts");
+    for peer in [&client, &served] {
+        peer.set_read_timeout(Some(SOON)).expect("set");
+        peer.set_write_timeout(Some(SOON)).expect("set");
+    }
+    (client, served, inner, outer)
+}
+
+fn flow() -> Rc<Flow> {
+    Rc::new(Flow::new(Arc::default(), Arc::default(), false, Instant::now()))
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i * 7 + i / 251) as u8).collect()
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("proc").count()
+}
+
+on_both_engines! {
+    /// P9: ten megabytes each way at once, then both ends of file, byte for byte.
+    fn carries_both_ways_to_the_last_byte<E>(engine: E) {
+        const LENGTH: usize = 10 << 20;
+        let (client, served, inner, outer) = pair(&engine).await;
+        let talk = |stream: TcpStream| {
+            thread::spawn(move || {
+                let mut writing = stream.try_clone().expect("cloned");
+                let writer = thread::spawn(move || {
+                    writing.write_all(&pattern(LENGTH)).expect("written");
+                    writing.shutdown(Shutdown::Write).expect("shut");
+                });
+                let mut heard = Vec::new();
+                (&stream).read_to_end(&mut heard).expect("read");
+                writer.join().expect("writer");
+                assert!(heard == pattern(LENGTH), "other bytes came out: {} of them", heard.len());
+            })
+        };
+        let (a, b) = (talk(client), talk(served));
+        let flow = flow();
+        engine.relay(&inner, &outer, &flow).await;
+        assert_eq!(flow.broken(), None);
+        drop((inner, outer));
+        a.join().expect("client");
+        b.join().expect("application");
+    }
+
+    /// P9: after the client's end of file, the application goes on for ten megabytes.
+    fn half_close_lets_the_other_way_go_on<E>(engine: E) {
+        let (mut client, mut served, inner, outer) = pair(&engine).await;
+        let app = thread::spawn(move || {
+            let mut heard = Vec::new();
+            served.read_to_end(&mut heard).expect("read");
+            assert_eq!(heard, b"all of it");
+            served.write_all(&pattern(10 << 20)).expect("written");
+        });
+        let peer = thread::spawn(move || {
+            client.write_all(b"all of it").expect("written");
+            client.shutdown(Shutdown::Write).expect("shut");
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).expect("read");
+            assert!(heard == pattern(10 << 20));
+        });
+        let flow = flow();
+        engine.relay(&inner, &outer, &flow).await;
+        assert!(flow.is_finished(Side::Client) && flow.is_finished(Side::App));
+        drop((inner, outer));
+        app.join().expect("application");
+        peer.join().expect("client");
+    }
+
+    /// P9: what the application had said before it reset is delivered, and who broke it is known.
+    fn a_reset_is_noticed_after_the_bytes_before_it<E>(engine: E) {
+        let (mut client, mut served, inner, outer) = pair(&engine).await;
+        let app = thread::spawn(move || {
+            served.write_all(b"last words").expect("written");
+            // The relay has them before the reset can throw them away.
+            let mut heard = [0; 1];
+            served.read_exact(&mut heard).expect("read");
+            SockRef::from(&served).set_linger(Some(Duration::ZERO)).expect("set");
+        });
+        let peer = thread::spawn(move || {
+            let mut heard = [0; 10];
+            client.read_exact(&mut heard).expect("read");
+            assert_eq!(&heard, b"last words");
+            client.write_all(b"!").expect("written");
+            client
+        });
+        let flow = flow();
+        engine.relay(&inner, &outer, &flow).await;
+        assert_eq!(flow.broken(), Some(Side::App));
+        app.join().expect("application");
+        drop(peer.join().expect("client"));
+    }
+
+    /// A relay that is broken off ends although both peers are silent, or stuck.
+    fn a_relay_broken_off_ends<E>(engine: E) {
+        let (mut client, _served, inner, outer) = pair(&engine).await;
+        // Nobody reads at the other end: bytes pile up inside.
+        client.set_nonblocking(true).expect("set");
+        let flow = flow();
+        let mut relaying = Box::pin(engine.relay(&inner, &outer, &flow));
+        let pile = async {
+            let mut idle = 0;
+            while idle < 20 {
+                match client.write(&pattern(64 << 10)) {
+                    Ok(_) => idle = 0,
+                    Err(_) => idle += 1,
+                }
+                engine.sleep_until(Instant::now() + Duration::from_millis(2)).await;
+            }
+        };
+        tokio::select! { () = &mut relaying => panic!("nobody ended it"), () = pile => {} }
+        flow.break_off();
+        relaying.await;
+    }
+
+    /// Hazards 3.4: dropping any future loses nothing and leaves nothing behind, a thousand times.
+    fn futures_may_be_dropped_at_any_time<E>(engine: E) {
+        let (_client, _served, inner, outer) = pair(&engine).await;
+        let socket = listen::open(SocketAddr::from(([127, 0, 0, 1], 0))).expect("listens");
+        let front = socket.local_addr().expect("bound").as_socket().expect("IP");
+        let listener = engine.listen(socket).expect("watched");
+        let stop = CancellationToken::new();
+        let before = open_descriptors();
+        let rounds = if std::env::var_os("TIDEGATE_SOAK").is_some() { 100_000 } else { 2_000 };
+        for round in 0..rounds {
+            let flow = flow();
+            let polled = Duration::from_micros(round % 3);
+            let at = || engine.sleep_until(Instant::now() + polled);
+            tokio::select! { biased; _ = engine.accept(&listener, &stop) => panic!("nobody came"), () = at() => {} }
+            tokio::select! { biased; () = engine.peer_left(&inner) => panic!("nobody left"), () = at() => {} }
+            tokio::select! { biased; () = engine.discard(&outer) => panic!("nobody ended"), () = at() => {} }
+            tokio::select! { biased; () = engine.relay(&inner, &outer, &flow) => panic!("nobody ended"), () = at() => {} }
+        }
+        assert_eq!(open_descriptors(), before, "descriptors leaked");
+        // And nobody who connects meanwhile is lost.
+        let late = TcpStream::connect(front).expect("connects");
+        let (accepted, _) = engine.accept(&listener, &stop).await.expect("accepts").expect("there");
+        assert_eq!(accepted.peer_addr().expect("peer").as_socket(), late.local_addr().ok());
+    }
+
+    /// The end of a listener hands out everything that had connected, and resets nobody.
+    fn a_listener_that_stops_hands_out_its_backlog<E>(engine: E) {
+        let socket = listen::open(SocketAddr::from(([127, 0, 0, 1], 0))).expect("listens");
+        let front = socket.local_addr().expect("bound").as_socket().expect("IP");
+        let listener = engine.listen(socket).expect("watched");
+        let stop = CancellationToken::new();
+        let waiting: Vec<_> = (0..100).map(|_| TcpStream::connect(front).expect("connects")).collect();
+        stop.cancel();
+        let mut handed_out = 0;
+        while engine.accept(&listener, &stop).await.expect("accepts").is_some() {
+            handed_out += 1;
+        }
+        assert_eq!(handed_out, waiting.len());
+    }
+
+    /// While it waits, a client that sends and then leaves is noticed, and nothing is read from it.
+    fn leaving_is_noticed_behind_unread_bytes<E>(engine: E) {
+        let (mut client, _served, inner, _outer) = pair(&engine).await;
+        client.write_all(b"hello").expect("written");
+        {
+            let mut left = pin!(engine.peer_left(&inner));
+            let early = tokio::time::timeout(Duration::from_millis(20), &mut left).await;
+            assert!(early.is_err(), "bytes are not a departure");
+            client.shutdown(Shutdown::Write).expect("shut");
+            left.await;
+        }
+        let mut unread = [0; 5];
+        let socket = engine.socket(&inner);
+        let n = socket.recv(unsafe_init(&mut unread)).expect("still there");
+        assert_eq!((n, &unread), (5, b"hello"));
+    }
+
+    /// T03: an application whose backlog is full is given up after the timeout, on time, and the
+    /// descriptor is gone.
+    fn a_dial_nobody_answers_times_out<E>(engine: E) {
+        let app = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
+        app.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bound");
+        app.listen(0).expect("listens");
+        let back = app.local_addr().expect("bound").as_socket().expect("IP");
+        let _fill: Vec<_> = (0..2).map(|_| {
+            let fill = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
+            fill.set_nonblocking(true).expect("set");
+            let _ = fill.connect(&back.into());
+            fill
+        }).collect();
+        let before = open_descriptors();
+        let started = Instant::now();
+        let error = engine.dial(&App::Tcp(back), Duration::from_millis(300)).await.err().expect("full");
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+        assert!(started.elapsed() >= Duration::from_millis(300));
+        assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
+        assert_eq!(open_descriptors(), before);
+    }
+
+    /// T22: more relays than the submission queue has room for, all of them busy.
+    fn more_relays_than_the_queue_holds<E>(engine: E) {
+        const RELAYS: usize = 1_000;
+        let mut ends = Vec::new();
+        let mut relays = tokio::task::JoinSet::new();
+        for _ in 0..RELAYS {
+            let (client, served, inner, outer) = pair(&engine).await;
+            ends.push((client, served));
+            let engine = engine.clone();
+            relays.spawn_local(async move { engine.relay(&inner, &outer, &flow()).await });
+        }
+        let traffic = thread::spawn(move || {
+            for (client, _) in &mut ends {
+                client.write_all(b"ping").expect("written");
+            }
+            for (_, served) in &mut ends {
+                let mut heard = [0; 4];
+                served.read_exact(&mut heard).expect("read");
+                served.write_all(&heard).expect("written");
+            }
+            for (client, _) in &mut ends {
+                let mut heard = [0; 4];
+                client.read_exact(&mut heard).expect("read");
+                assert_eq!(&heard, b"ping");
+            }
+        });
+        while relays.join_next().await.is_some() {}
+        traffic.join().expect("peers");
+    }
+}
+
+/// `recv` wants memory that may be uninitialised; initialised memory may be treated as such.
+#[allow(unsafe_code, reason = "socket2's recv takes MaybeUninit")]
+fn unsafe_init(buf: &mut [u8]) -> &mut [std::mem::MaybeUninit<u8>] {
+    // SAFETY: MaybeUninit<u8> has the layout of u8, and recv only ever writes initialised bytes.
+    unsafe { &mut *(std::ptr::from_mut(buf) as *mut [std::mem::MaybeUninit<u8>]) }
+}
+
+/// Hazards 8: what every timeout on tokio-uring relies on. `shutdown(2)` completes a pending read
+/// of a ring promptly; dropping the future would not.
+#[test]
+fn shutdown_completes_a_pending_ring_read() {
+    tokio_uring::start(async {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+        let silent = TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
+        let _other = listener.accept().expect("accepts");
+        let stream = Rc::new(tokio_uring::net::TcpStream::from_std(silent));
+        let reading = stream.clone();
+        let mut read = tokio_uring::spawn(async move { reading.read(vec![0; 16]).await.0 });
+        let early = tokio::time::timeout(Duration::from_millis(20), &mut read).await;
+        assert!(early.is_err(), "nobody has spoken");
+        let started = Instant::now();
+        stream.shutdown(Shutdown::Both).expect("shut");
+        let read = tokio::time::timeout(SOON, read).await.expect("in time").expect("no panic");
+        assert_eq!(read.expect("an end of file"), 0);
+        assert!(started.elapsed() < Duration::from_secs(1));
+    });
+}
+
+/// Only for the type check: traffic is readable from other threads.
+const _: fn() = || {
+    fn sync<T: Send + Sync>() {}
+    sync::<Traffic>();
+    sync::<Gauges>();
+};
