@@ -288,6 +288,11 @@ impl DataPlane {
         }
     }
 
+    /// Why this engine.
+    pub fn engine_reason(&self) -> &str {
+        &self.reason
+    }
+
     /// New settings for ports that go on listening where they do.
     fn apply(&self, config: &Config) {
         for (port, new) in self.ports.iter().zip(&config.ports) {

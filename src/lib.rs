@@ -37,6 +37,8 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod conn;
+pub mod demo;
+pub mod doctor;
 pub mod io;
 pub mod lifecycle;
 pub mod limit;
