@@ -1,0 +1,87 @@
+//! P7: where io_uring is forbidden or cannot work, epoll takes over at the start and says why.
+
+use std::time::Duration;
+
+use crate::support::gateway::{Gateway, Setup};
+use crate::support::ledger::{self, End};
+use crate::support::oracle::{Oracle, Script};
+use crate::support::{Engine, SOON, run};
+
+/// T20: seccomp answers EPERM, as container runtimes' profiles do.
+#[test]
+fn denied_with_eperm() {
+    run(Engine::Epoll, |_| serves_on_epoll(|setup| setup.without_io_uring(libc::EPERM)));
+}
+
+/// T20: seccomp answers ENOSYS, as an old kernel does.
+#[test]
+fn denied_with_enosys() {
+    run(Engine::Epoll, |_| serves_on_epoll(|setup| setup.without_io_uring(libc::ENOSYS)));
+}
+
+/// T21: no descriptor is left for the ring; whatever it chooses, it serves.
+#[test]
+fn hardly_any_descriptors() {
+    run(Engine::Epoll, |_| {
+        let oracle = Oracle::start(Script::Work);
+        let setup = Setup::new(Engine::Epoll, oracle.address).choosing();
+        let gateway = setup.through(&["prlimit", "--nofile=80:80"]).start();
+        assert_serves(&gateway, &oracle);
+    });
+}
+
+/// T21: no memory may be locked; whatever it chooses, it serves.
+#[test]
+fn no_locked_memory() {
+    run(Engine::Epoll, |_| {
+        let oracle = Oracle::start(Script::Work);
+        let setup = Setup::new(Engine::Epoll, oracle.address).choosing();
+        let gateway = setup.through(&["prlimit", "--memlock=0:0"]).start();
+        assert_serves(&gateway, &oracle);
+    });
+}
+
+/// P7: where nothing forbids it, `auto` takes io_uring.
+#[test]
+fn allowed() {
+    run(Engine::Uring, |engine| {
+        let oracle = Oracle::start(Script::Work);
+        let gateway = Setup::new(engine, oracle.address).choosing().start();
+        assert_eq!(gateway.status().engine.name, "uring");
+        assert_serves(&gateway, &oracle);
+    });
+}
+
+/// The engine that was asked for by name is refused with a reason when it cannot run, or replaced with one.
+#[test]
+fn asked_for_by_name_and_denied() {
+    run(Engine::Epoll, |_| {
+        let oracle = Oracle::start(Script::Work);
+        let setup = Setup::new(Engine::Uring, oracle.address).without_io_uring(libc::EPERM);
+        let (status, log) = setup.start_in_vain();
+        assert_ne!(status.code(), Some(0));
+        assert!(log.contains("EPERM") || log.contains("not permitted"), "it says why: {log}");
+    });
+}
+
+fn serves_on_epoll(deny: fn(Setup) -> Setup) {
+    let oracle = Oracle::start(Script::Work);
+    let gateway =
+        deny(Setup::new(Engine::Epoll, oracle.address).choosing().set("limit", 4)).start();
+    let engine = gateway.status().engine;
+    assert_eq!(engine.name, "epoll");
+    assert!(!engine.reason.is_empty());
+    let mentions = gateway.log().lines().filter(|line| line.contains("epoll")).count();
+    assert!((1..=2).contains(&mentions), "one line says why:\n{}", gateway.log());
+    assert!(gateway.metric("tidegate_io_engine_info", "epoll") >= 1.0, "and one metric");
+    assert_serves(&gateway, &oracle);
+}
+
+fn assert_serves(gateway: &Gateway, oracle: &Oracle) {
+    let ledger = ledger::closed_loop(4, 100, |_, _| {
+        ledger::exchange(gateway.address, Duration::from_millis(1), SOON)
+    });
+    assert_eq!(ledger.of(End::Answered), 100, "{ledger:?}");
+    assert!(oracle.peak() <= 4);
+    gateway.assert_clean();
+}

@@ -1,0 +1,22 @@
+//! The promises, kept by the real binary in front of real sockets, on both engines.
+//!
+//! Each module is named for what it proves. `TIDEGATE_BIN` tests another binary than the one cargo
+//! built, `TIDEGATE_SOAK=1` runs everything at full size; see `tests/README.md`.
+
+mod support; // the gateway as a child, the application that counts, the clients that keep books
+
+mod rig; // the rig itself: an oracle that is wrong would prove anything
+
+mod drain; // P6: nothing is lost when it goes
+mod fair; // P2, P3: in order, and no longer than promised
+mod fallback; // P7: without io_uring
+mod leaves; // P1, P10, P11: clients that leave, idle ones, nothing left behind
+mod limits; // descriptors and connections run out
+mod network; // partitions and source ports, in a network namespace
+mod observe; // P13: watching without refusing
+mod refuse; // P4: quickly, politely, by reason
+mod servers; // nginx, PostgreSQL, Redis, with their own benchmarks
+mod settings; // bad input is refused with a clear message
+mod strict; // P1: never more than the limit, whatever happens
+mod transparent; // P5, P9: every byte and every way to end
+mod upstream; // applications that fail, loops, a gateway that is killed

@@ -1,0 +1,428 @@
+//! The gateway: the real binary, as a child process, in front of an application.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde::Deserialize;
+
+use super::control::{self, Reply};
+use super::{Engine, SOON, process, slack};
+
+/// What is set before the start.
+pub(crate) struct Setup {
+    engine: &'static str,
+    flags: Vec<String>,
+    launcher: Vec<String>,
+    denied: Option<i32>,
+}
+
+/// A running gateway. Dropping it kills it; its log is shown when the test fails.
+pub(crate) struct Gateway {
+    /// Where the first `--listen` really listens.
+    pub(crate) address: SocketAddr,
+    pub(crate) listens: Vec<SocketAddr>,
+    pub(crate) pid: u32,
+    child: Child,
+    dir: tempfile::TempDir,
+    baseline: Footprint,
+}
+
+/// What must be back where it was when the load has gone (P11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Footprint {
+    fds: usize,
+    threads: usize,
+    ring_ops: u64,
+}
+
+impl Setup {
+    /// In front of `app` (`host:port` or `unix:/path`), without a drain delay.
+    pub(crate) fn new(engine: Engine, app: impl ToString) -> Self {
+        Self::without_port(engine).port(app)
+    }
+
+    /// For what chooses its own `--listen`.
+    pub(crate) fn without_port(engine: Engine) -> Self {
+        let setup =
+            Self { engine: engine.name(), flags: Vec::new(), launcher: Vec::new(), denied: None };
+        let local = ["admin", "probe", "metrics"];
+        let setup = local.iter().fold(setup, |setup, face| setup.set(face, "127.0.0.1:0"));
+        setup.set("drain-delay", "0s")
+    }
+
+    /// One more port, in front of `app`.
+    pub(crate) fn port(self, app: impl ToString) -> Self {
+        let pair = format!("127.0.0.1:0={}", app.to_string());
+        self.flag("listen", pair)
+    }
+
+    /// `--key=value`; the last one holds.
+    pub(crate) fn set(mut self, key: &str, value: impl ToString) -> Self {
+        let flag = format!("--{key}=");
+        self.flags.retain(|known| !known.starts_with(&flag));
+        self.flag(key, value)
+    }
+
+    fn flag(mut self, key: &str, value: impl ToString) -> Self {
+        self.flags.push(format!("--{key}={}", value.to_string()));
+        self
+    }
+
+    /// Lets the gateway choose its engine itself.
+    pub(crate) fn choosing(mut self) -> Self {
+        self.engine = "auto";
+        self
+    }
+
+    /// Starts it through another program that ends in `exec`, like `prlimit --nofile=128`.
+    pub(crate) fn through(mut self, launcher: &[&str]) -> Self {
+        self.launcher = launcher.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// Makes `io_uring_setup` fail with `errno`.
+    pub(crate) fn without_io_uring(mut self, errno: i32) -> Self {
+        self.denied = Some(errno);
+        self
+    }
+
+    /// Starts it and waits until it serves.
+    #[track_caller]
+    pub(crate) fn start(self) -> Gateway {
+        match self.try_start() {
+            Ok(gateway) => gateway,
+            Err((status, log)) => panic!("the gateway ended at start with {status}:\n{log}"),
+        }
+    }
+
+    /// Starts it and expects it to give up by itself; answers its exit status and its log.
+    #[track_caller]
+    pub(crate) fn start_in_vain(self) -> (ExitStatus, String) {
+        match self.try_start() {
+            Ok(gateway) => panic!("it serves: {:?}", gateway.status()),
+            Err(gave_up) => gave_up,
+        }
+    }
+
+    /// Starts it and waits until it serves or gives up.
+    #[track_caller]
+    pub(crate) fn try_start(self) -> Result<Gateway, (ExitStatus, String)> {
+        let engine = self.engine;
+        let mut gateway = self.launch();
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = gateway.child.try_wait().expect("it is our child") {
+                return Err((status, gateway.log()));
+            }
+            match gateway.try_status() {
+                Some(status) if status.phase == "serving" => break status,
+                _ => std::thread::sleep(Duration::from_millis(1)), // between two looks
+            }
+            let bound = slack(Duration::from_secs(2));
+            assert!(start.elapsed() < bound, "it does not serve after {bound:?}");
+        };
+        if engine != "auto" {
+            assert_eq!(status.engine.name, engine, "it said: {}", status.engine.reason);
+        }
+        let listens = status.ports.iter().map(|port| {
+            let listen = port.listen.parse::<SocketAddr>();
+            listen.expect("the status names the real address")
+        });
+        gateway.listens = listens.collect();
+        gateway.address = gateway.listens[0];
+        gateway.baseline = gateway.settled_footprint();
+        Ok(gateway)
+    }
+
+    fn launch(self) -> Gateway {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let binary = binary();
+        let mut words = self.launcher;
+        words.push(binary.to_str().expect("UTF-8").to_owned());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).arg("run");
+        command.args(["--engine", self.engine, "--protocol", "tcp"]);
+        command.arg("--control").arg(dir.path().join("control.sock"));
+        command.args(&self.flags);
+        let log = File::create(dir.path().join("log")).expect("a log file");
+        command.stdout(log.try_clone().expect("a second handle")).stderr(log);
+        if let Some(errno) = self.denied {
+            super::seccomp::deny_io_uring(&mut command, errno);
+        }
+        let child = command.spawn().expect("the gateway's binary runs");
+        Gateway {
+            address: ([0, 0, 0, 0], 0).into(),
+            listens: Vec::new(),
+            pid: child.id(),
+            child,
+            dir,
+            baseline: Footprint { fds: 0, threads: 0, ring_ops: 0 },
+        }
+    }
+}
+
+/// The binary under test: `TIDEGATE_BIN` (a release binary), else the one cargo built.
+pub(crate) fn binary() -> PathBuf {
+    std::env::var_os("TIDEGATE_BIN")
+        .map_or_else(|| env!("CARGO_BIN_EXE_tidegate").into(), PathBuf::from)
+}
+
+impl Gateway {
+    pub(crate) fn control(&self) -> PathBuf {
+        self.dir.path().join("control.sock")
+    }
+
+    /// Everything it has written to stdout and stderr.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// One request to the control socket that must be answered.
+    #[track_caller]
+    pub(crate) fn call(&self, method: &str, path: &str, body: &str) -> Reply {
+        let reply = control::call(&self.control(), method, path, body, SOON);
+        reply.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    #[track_caller]
+    pub(crate) fn status(&self) -> Status {
+        let reply = self.call("GET", "/status.json", "");
+        assert_eq!(reply.code, 200, "{}", reply.body);
+        serde_json::from_str(&reply.body).unwrap_or_else(|error| panic!("{error}: {}", reply.body))
+    }
+
+    fn try_status(&self) -> Option<Status> {
+        let patience = Duration::from_millis(500);
+        let reply = control::call(&self.control(), "GET", "/status.json", "", patience).ok()?;
+        serde_json::from_str(&reply.body).ok()
+    }
+
+    /// The first port's part of the status.
+    #[track_caller]
+    pub(crate) fn port(&self) -> Port {
+        self.status().ports.swap_remove(0)
+    }
+
+    /// Changes one setting while it runs.
+    #[track_caller]
+    pub(crate) fn set(&self, key: &str, value: impl ToString) {
+        let body = serde_json::json!({ key: value.to_string() }).to_string();
+        let reply = self.call("POST", "/set", &body);
+        assert!(reply.code < 300, "set {key}: {} {}", reply.code, reply.body);
+    }
+
+    /// Begins the drain, and waits for its report in the background: when it has drained it may exit.
+    #[track_caller]
+    pub(crate) fn drain(&self) -> Draining {
+        let reply = self.call("POST", "/drain", "");
+        assert!(reply.code < 300, "drain: {} {}", reply.code, reply.body);
+        let control = self.control();
+        let patience = Duration::from_secs(60);
+        let wait = move || control::call(&control, "GET", "/drain/wait", "", patience);
+        Draining(std::thread::spawn(wait))
+    }
+
+    /// Every sample of the metrics, by its name and labels as written.
+    #[track_caller]
+    pub(crate) fn metrics(&self) -> Vec<(String, f64)> {
+        let body = self.call("GET", "/metrics", "").body;
+        let samples = body.lines().filter(|line| !line.starts_with('#'));
+        let samples = samples.filter_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        });
+        samples.collect()
+    }
+
+    /// The sum of a metric over all its labels that contain `label`.
+    #[track_caller]
+    pub(crate) fn metric(&self, name: &str, label: &str) -> f64 {
+        let samples = self.metrics();
+        let wanted = samples.iter().filter(|(sample, _)| {
+            let of_name = sample.strip_prefix(name);
+            of_name.is_some_and(|labels| {
+                (labels.is_empty() || labels.starts_with('{')) && labels.contains(label)
+            })
+        });
+        wanted.map(|(_, value)| value).sum()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        process::signal(self.pid, signal);
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub(crate) fn wait_exit(&mut self, bound: Duration) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                return status;
+            }
+            assert!(start.elapsed() < bound, "it did not exit within {bound:?}");
+            std::thread::sleep(Duration::from_millis(1)); // between two looks
+        }
+    }
+
+    /// SIGTERM, and a clean exit within `bound`; answers how long it took.
+    #[track_caller]
+    pub(crate) fn terminate(&mut self, bound: Duration) -> Duration {
+        let start = Instant::now();
+        self.signal(Signal::TERM);
+        let status = self.wait_exit(bound);
+        assert_eq!(status.code(), Some(0), "a drain ends with exit 0");
+        start.elapsed()
+    }
+
+    /// P11 and the books: everything is back at the baseline within 2 s, and each connection that was
+    /// accepted ended exactly once.
+    #[track_caller]
+    pub(crate) fn assert_clean(&self) {
+        let start = Instant::now();
+        let bound = slack(Duration::from_secs(2));
+        while let Some(left) = self.left_over() {
+            assert!(start.elapsed() < bound, "not clean after {bound:?}: {left}");
+            std::thread::sleep(Duration::from_millis(20)); // between two looks
+        }
+        for port in self.status().ports {
+            let ended = port.outcomes.values().sum::<u64>() + port.refused.values().sum::<u64>();
+            assert_eq!(port.accepted, ended, "accepted and ended of {port:?}");
+        }
+    }
+
+    /// What is not as it was, if anything.
+    fn left_over(&self) -> Option<String> {
+        let status = self.try_status()?;
+        let (now, was) = (self.footprint(&status), self.baseline);
+        let ports_idle = status.ports.iter().all(|port| port.active == 0 && port.queued == 0);
+        let idle = ports_idle && status.connections == 0 && status.pools.in_use == 0;
+        let small =
+            now.fds <= was.fds && now.threads <= was.threads && now.ring_ops <= was.ring_ops;
+        (!idle || !small).then(|| {
+            let open = process::details(self.pid);
+            format!("{status:?}, now {now:?}, at start {was:?}\n{open}")
+        })
+    }
+
+    fn footprint(&self, status: &Status) -> Footprint {
+        Footprint {
+            fds: process::open_fds(self.pid),
+            threads: process::threads(self.pid),
+            ring_ops: status.ring_ops,
+        }
+    }
+
+    /// The footprint once the start, and our own question, have left no trace: the same for 50 ms.
+    fn settled_footprint(&self) -> Footprint {
+        let status = self.status();
+        let mut last = self.footprint(&status);
+        let mut same = 0;
+        while same < 10 {
+            std::thread::sleep(Duration::from_millis(5)); // between two looks
+            let look = self.footprint(&status);
+            same = if look == last { same + 1 } else { 0 };
+            last = look;
+        }
+        // Only now the workers certainly have their standing operations (the accept) in the ring.
+        last.ring_ops = last.ring_ops.max(self.status().ring_ops);
+        last
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            if let Some(status) = self.try_status() {
+                eprintln!("--- the gateway's last status: {status:?}");
+            }
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(40).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            eprintln!("--- the gateway's last words:\n{}\n---", tail.join("\n"));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `GET /status.json`, as far as tests look at it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) engine: Chosen,
+    pub(crate) phase: String,
+    pub(crate) ports: Vec<Port>,
+    pub(crate) connections: u64,
+    pub(crate) pools: Pools,
+    #[serde(default)]
+    pub(crate) ring_ops: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Chosen {
+    pub(crate) name: String,
+    pub(crate) reason: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Pools {
+    pub(crate) in_use: u64,
+}
+
+/// One port in the status.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Port {
+    pub(crate) listen: String,
+    pub(crate) mode: String,
+    pub(crate) limit: Option<u64>,
+    pub(crate) active: u64,
+    pub(crate) queued: u64,
+    pub(crate) queue_length: u64,
+    pub(crate) peak_active: u64,
+    pub(crate) accepted: u64,
+    pub(crate) admitted: u64,
+    pub(crate) outcomes: std::collections::BTreeMap<String, u64>,
+    pub(crate) refused: std::collections::BTreeMap<String, u64>,
+    pub(crate) would_refuse: u64,
+    pub(crate) shadow: std::collections::BTreeMap<String, u64>,
+}
+
+impl Port {
+    /// How many were refused for this reason.
+    pub(crate) fn refused(&self, reason: &str) -> u64 {
+        self.refused.get(reason).copied().unwrap_or(0)
+    }
+
+    /// How many ended in this way after they had been admitted.
+    pub(crate) fn outcome(&self, label: &str) -> u64 {
+        self.outcomes.get(label).copied().unwrap_or(0)
+    }
+}
+
+/// A drain under way.
+pub(crate) struct Draining(JoinHandle<std::io::Result<Reply>>);
+
+impl Draining {
+    /// Waits for its end.
+    #[track_caller]
+    pub(crate) fn report(self) -> DrainReport {
+        let reply = self.0.join().expect("no panic");
+        let body = reply.unwrap_or_else(|error| panic!("no drain report: {error}")).body;
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"))
+    }
+}
+
+/// What the drain did.
+#[derive(Debug, Deserialize)]
+pub(crate) struct DrainReport {
+    pub(crate) in_flight_at_start: u64,
+    pub(crate) queued_at_start: u64,
+    pub(crate) finished: u64,
+    pub(crate) cut: u64,
+    pub(crate) late_arrivals: u64,
+    pub(crate) refused: u64,
+}

@@ -1,0 +1,150 @@
+//! The rig: what every scenario needs and none should have to explain.
+//!
+//! A scenario is a plain function of an [`Engine`]; [`engines!`] turns it into one test per engine. It
+//! starts an [`oracle`](oracle::Oracle) (the application, which counts exactly), a
+//! [`gateway`](gateway::Gateway) (the real binary, as a child), and clients that keep a
+//! [`ledger`](ledger::Ledger). Nothing sleeps to synchronise: [`until`] polls a condition with a bound.
+
+pub(crate) mod app_process;
+pub(crate) mod control;
+pub(crate) mod gateway;
+pub(crate) mod ledger;
+pub(crate) mod namespace;
+pub(crate) mod oracle;
+pub(crate) mod pattern;
+pub(crate) mod process;
+pub(crate) mod seccomp;
+pub(crate) mod sockets;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The two ways to move bytes; every promise holds on both (P7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Engine {
+    Epoll,
+    Uring,
+}
+
+impl Engine {
+    /// The word of `--engine` and of the status.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Epoll => "epoll",
+            Self::Uring => "uring",
+        }
+    }
+}
+
+/// Makes each named scenario a test on epoll and a test on io_uring.
+macro_rules! engines {
+    ($($scenario:ident),+ $(,)?) => {
+        mod epoll {
+            $(#[test] fn $scenario() {
+                $crate::support::run($crate::support::Engine::Epoll, super::$scenario);
+            })+
+        }
+        mod uring {
+            $(#[test] fn $scenario() {
+                $crate::support::run($crate::support::Engine::Uring, super::$scenario);
+            })+
+        }
+    };
+}
+pub(crate) use engines;
+
+/// One scenario at a time: each asserts timings, and the machine has few cores.
+pub(crate) fn run(engine: Engine, scenario: fn(Engine)) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    if engine == Engine::Uring && !uring_allowed() {
+        return skip("io_uring is disabled on this machine");
+    }
+    scenario(engine);
+}
+
+fn uring_allowed() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")
+        .is_ok_and(|text| text.trim() == "0")
+}
+
+/// Says why a test could not run here. On CI nothing may be skipped.
+pub(crate) fn skip(reason: &str) {
+    assert!(std::env::var("CI").is_err(), "SKIPPED, and CI forbids it: {reason}");
+    eprintln!("SKIPPED: {reason}");
+}
+
+/// The size of a scenario: small by default, as the promise says it with `TIDEGATE_SOAK=1`.
+pub(crate) fn scale(short: usize, as_written: usize) -> usize {
+    match std::env::var("TIDEGATE_SOAK") {
+        Ok(soak) if soak == "1" => as_written,
+        _ => short,
+    }
+}
+
+/// Every timing is asserted with this much slack: the machine is shared.
+pub(crate) const fn slack(promised: Duration) -> Duration {
+    promised.saturating_mul(3)
+}
+
+/// Waits until `condition` holds; fails the test, naming `what`, when it does not within `bound`.
+#[track_caller]
+pub(crate) fn until(what: &str, bound: Duration, mut condition: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < bound, "not within {bound:?}: {what}");
+        std::thread::sleep(Duration::from_millis(1)); // between two looks, not to synchronise
+    }
+    start.elapsed()
+}
+
+/// Sets a flag when dropped, so that a helper thread ends also when the test fails.
+pub(crate) struct Over<'a>(pub(crate) &'a std::sync::atomic::AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// The bound for things that have no promised time.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+/// A small seeded generator (splitmix64), so that a storm can be repeated: `TIDEGATE_SEED=n`.
+pub(crate) struct Rng(u64);
+
+impl Rng {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// From `TIDEGATE_SEED` or the clock; printed, so that a failure can be repeated.
+    pub(crate) fn announced() -> u64 {
+        let seed = std::env::var("TIDEGATE_SEED")
+            .ok()
+            .and_then(|seed| seed.parse().ok())
+            .unwrap_or_else(|| {
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                now.expect("the clock is after 1970").as_nanos() as u64
+            });
+        eprintln!("seed: TIDEGATE_SEED={seed}");
+        seed
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `bound`.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub(crate) fn millis(&mut self, bound: u64) -> Duration {
+        Duration::from_millis(self.below(bound))
+    }
+}
