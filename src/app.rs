@@ -90,7 +90,7 @@ pub fn run(config: Config, layers: Layers, level: telemetry::Level) -> Result<Re
         .enable_all()
         .build()
         .context("cannot start the control plane")?;
-    Ok(LocalSet::new().block_on(&runtime, start(config, layers, level))?)
+    LocalSet::new().block_on(&runtime, start(config, layers, level))
 }
 
 async fn start(
@@ -287,6 +287,11 @@ impl DataPlane {
             Selected::Epoll => "epoll",
             Selected::Uring { .. } => "uring",
         }
+    }
+
+    /// Why this engine.
+    pub fn engine_reason(&self) -> &str {
+        &self.reason
     }
 
     /// New settings for ports that go on listening where they do.

@@ -96,16 +96,20 @@ pub struct Status {
 
 /// `tidegate doctor`
 #[derive(Debug, Args)]
-pub struct Doctor {}
+pub struct Doctor {
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// `tidegate demo`
 #[derive(Debug, Args)]
 pub struct Demo {
-    /// How long each act takes
-    #[arg(long, default_value_t = 5, value_parser = value_parser!(u64).range(1..=60))]
+    /// How long each act takes; longer ones would use up the local ports
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u64).range(1..=20))]
     pub seconds: u64,
-    /// auto, uring or epoll
-    #[arg(long, default_value = "auto", value_parser = ["auto", "uring", "epoll"])]
+    /// How the gateway moves bytes
+    #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = ["auto", "uring", "epoll"])]
     pub engine: String,
     /// Print the result as JSON
     #[arg(long)]

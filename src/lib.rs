@@ -1,10 +1,44 @@
-//! Tidegate holds back the tide.
+//! Tidegate holds back the tide: it stands in front of one TCP server, lets in only as many
+//! connections at once as that can carry, makes a bounded number wait, and refuses the rest.
+//!
+//! ```text
+//!                      limit: Admit · Wait · Refuse
+//!                        │
+//! clients ──→ accept ──→ admit ──→ connect ──→ relay ──→ release      conn, on a worker thread
+//!                └────────┴───────────┴──────────┴── io: epoll or io_uring
+//!
+//! people, kubelets, scrapers ──→ admin ──→ limits in, snapshots out   app, on the main thread
+//! ```
+//!
+//! The modules in layer order; a module imports only from above (`tests/layers.rs`):
+//!
+//! - [`outcome`] every way a connection can end, and why one may be refused
+//! - [`lifecycle`] the phases of the process, and its drain
+//! - [`telemetry`] logs, from a bounded queue
+//! - [`io`] moves bytes: two engines behind one face, and the ladder that chooses
+//! - [`metrics`] every instrument of the data plane
+//! - [`limit`] decides: the gate, its queue, permits; no socket, no runtime, no clock
+//! - [`conn`] the story of one connection, one file per stage
+//! - [`worker`] one thread, one engine, one accept loop per port
+//! - [`settings`] the table of every setting
+//! - [`cli`] what the user typed
+//! - [`admin`] probes, metrics, status, and the control socket
+//! - [`client`] the commands that talk to a running gateway
+//! - [`config`] flags, environment and file become every module's own configuration
+//! - [`app`] builds every part, wires them, runs until drained
+//! - `doctor` what of this machine the gateway depends on, and how it is
+//! - `demo` a surge with and without the gateway
+//!
+//! The binary adds nothing but exit codes. ARCHITECTURE.md has the threads, the ports and the reasons.
+
 pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod conn;
+pub mod demo;
+pub mod doctor;
 pub mod io;
 pub mod lifecycle;
 pub mod limit;

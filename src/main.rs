@@ -8,6 +8,8 @@ use tidegate::app;
 use tidegate::cli::{self, Cli, Command};
 use tidegate::client::{self, Target};
 use tidegate::config::{self, Layers};
+use tidegate::demo::{self, End};
+use tidegate::doctor;
 use tidegate::settings::{self, Value};
 use tidegate::telemetry;
 
@@ -21,6 +23,8 @@ enum Exit {
     Failure = 1,
     /// What it was asked for makes no sense (EX_CONFIG of sysexits.h).
     Config = 78,
+    /// Ctrl-C before it was done (128 + SIGINT, as shells have it).
+    Interrupted = 130,
 }
 
 fn main() -> ExitCode {
@@ -41,7 +45,8 @@ fn dispatch(command: Command) -> Exit {
         Command::Drain(args) => drain(&args),
         Command::Set(args) => set(&args),
         Command::Status(args) => status(&args),
-        Command::Doctor(_) | Command::Demo(_) => fail("the data plane is not wired yet"),
+        Command::Doctor(args) => doctor(&args),
+        Command::Demo(args) => demo(&args),
     }
 }
 
@@ -60,6 +65,27 @@ fn run(args: &cli::Run) -> Exit {
     match app::run(config, layers, telemetry.level()) {
         Ok(_) => Exit::Ok,
         Err(error @ app::StartError::Addresses(_)) => misconfigured(&error.to_string()),
+        Err(error) => fail(&format!("{error:#}")),
+    }
+}
+
+fn doctor(args: &cli::Doctor) -> Exit {
+    match block_on(doctor::examine()) {
+        Ok(findings) => {
+            print(&doctor::show(&findings, args.json));
+            let failed = findings.iter().any(|finding| finding.state == doctor::State::Fail);
+            if failed { Exit::Failure } else { Exit::Ok }
+        }
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+fn demo(args: &cli::Demo) -> Exit {
+    app::raise_open_files();
+    match demo::run(args) {
+        Ok(End::Kept) => Exit::Ok,
+        Ok(End::Broken) => fail("the gateway did not keep its promises; see above"),
+        Ok(End::Interrupted) => Exit::Interrupted,
         Err(error) => fail(&format!("{error:#}")),
     }
 }

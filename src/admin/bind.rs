@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::control::{self, Control};
 
@@ -39,6 +39,19 @@ pub struct BindError {
 }
 
 struct Advice<'a>(&'a str, &'a io::Error);
+
+/// Whether a control socket could be opened in the directory of `path`. Leaves nothing there, and
+/// does not touch `path` itself.
+pub fn try_control(path: &Path) -> io::Result<()> {
+    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let was_there = directory.exists();
+    let tried = control::bind(&directory.join(format!(".try-{}", std::process::id()))).map(drop);
+    if !was_there {
+        // Fails, as it should, if somebody has put something there meanwhile.
+        let _ = std::fs::remove_dir(directory);
+    }
+    tried
+}
 
 /// Open all four, or say of each that failed why.
 pub fn bind(faces: &Faces) -> Result<Bound, Vec<BindError>> {

@@ -24,6 +24,6 @@ mod status;
 
 pub mod page;
 
-pub use bind::{BindError, Bound, Faces, bind};
+pub use bind::{BindError, Bound, Faces, bind, try_control};
 pub use gateway::{Connection, Gateway, Setting};
 pub use status::{Counts, Engine, Pools, PortStatus, Reload, Status};

@@ -172,7 +172,7 @@ impl Engine for Epoll {
                     return Poll::Ready(());
                 };
                 let buf = buf.get_or_insert_with(|| self.pool.take(Size::Small));
-                match (&*stream.fd.get_ref()).read(buf) {
+                match stream.fd.get_ref().read(buf) {
                     Ok(0) => return Poll::Ready(()),
                     Ok(_) => {}
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
@@ -296,7 +296,7 @@ impl<'a> Pump<'a> {
                 }
             }
             let mut buf = pool.take(self.size);
-            match (&*self.source.fd.get_ref()).read(&mut buf) {
+            match self.source.fd.get_ref().read(&mut buf) {
                 Ok(0) => return Poll::Ready(self.end(flow, false)),
                 Ok(n) => {
                     let drained = n < buf.len();
@@ -344,14 +344,14 @@ impl Stream {
         flow: &Flow,
     ) -> Poll<io::Result<usize>> {
         loop {
-            match (&*self.fd.get_ref()).write(bytes) {
+            match self.fd.get_ref().write(bytes) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 written => return Poll::Ready(written),
             }
             flow.block(to);
             let mut guard = ready!(self.fd.poll_write_ready(cx))?;
-            match (&*self.fd.get_ref()).write(bytes) {
+            match self.fd.get_ref().write(bytes) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
                 written => return Poll::Ready(written),
             }

@@ -21,6 +21,7 @@ use io_uring::{IoUring, Probe, opcode};
 use socket2::Socket;
 use tokio_util::sync::CancellationToken;
 
+use super::epoll::Epoll;
 use super::uring::Uring;
 use super::{App, Engine, EngineChoice, Flow, listen};
 
@@ -68,6 +69,12 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 /// How long one read of the ladder's own peers may take.
 const PEER_PATIENCE: Duration = Duration::from_millis(500);
 
+impl Step {
+    /// The ladder, from the ground up.
+    pub const ALL: [Self; 5] =
+        [Self::Ring, Self::Operations, Self::Start, Self::RoundTrip, Self::CancelledRead];
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -114,13 +121,22 @@ pub fn choose(choice: EngineChoice, sqpoll: bool) -> Result<(Selected, String), 
 
 /// Climb the ladder on a thread of its own.
 pub fn ladder(sqpoll: bool) -> Result<(), Unusable> {
+    let failed = |step| move |error| Unusable { step, error };
+    let answer = apart(move || climb(sqpoll)).map_err(failed(Step::Ring))?;
+    answer.ok_or(io::ErrorKind::TimedOut.into()).map_err(failed(Step::RoundTrip))?
+}
+
+/// The same round trip on epoll, which works wherever sockets do.
+pub fn epoll() -> io::Result<()> {
+    let try_it = || Epoll::run(Arc::default(), |engine| async move { round_trip(&engine).await })?;
+    apart(try_it)?.ok_or(io::ErrorKind::TimedOut)?
+}
+
+/// On a thread of its own, which is left behind if it does not end in time: then `None`.
+fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<Option<T>> {
     let (done, answer) = mpsc::channel();
-    let climber = thread::Builder::new().name("tidegate-probe".into());
-    climber
-        .spawn(move || done.send(climb(sqpoll)))
-        .map_err(|error| Unusable { step: Step::Ring, error })?;
-    let hung = |_| Unusable { step: Step::RoundTrip, error: io::ErrorKind::TimedOut.into() };
-    answer.recv_timeout(PATIENCE).map_err(hung)?
+    thread::Builder::new().name("tidegate-probe".into()).spawn(move || done.send(work()))?;
+    Ok(answer.recv_timeout(PATIENCE).ok())
 }
 
 fn climb(sqpoll: bool) -> Result<(), Unusable> {
@@ -163,7 +179,7 @@ fn loopback() -> io::Result<(Socket, SocketAddr)> {
 }
 
 /// Client → relay → application → relay → client, and the ends of file after the bytes.
-async fn round_trip(engine: &Uring) -> io::Result<()> {
+async fn round_trip<E: Engine>(engine: &E) -> io::Result<()> {
     let (socket, front) = loopback()?;
     let listener = engine.listen(socket)?;
     let app = TcpListener::bind("127.0.0.1:0")?;

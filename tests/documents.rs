@@ -1,0 +1,95 @@
+//! The documents say what the code says. `UPDATE_README=1 cargo test --test documents` writes the
+//! README's table of settings anew.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const BEGIN: &str = "<!-- settings: written by UPDATE_README=1 cargo test --test documents -->\n";
+const END: &str = "<!-- end of settings -->";
+
+#[test]
+fn the_readme_has_the_table_of_settings() {
+    let readme = read("README.md");
+    let (before, rest) =
+        readme.split_once(BEGIN).expect("README.md has the marker of the settings table");
+    let (found, after) = rest.split_once(END).expect("README.md has the marker after the table");
+    let table = tidegate::settings::settings_table();
+    if found == table {
+        return;
+    }
+    if std::env::var_os("UPDATE_README").is_some() {
+        return fs::write(path("README.md"), [before, BEGIN, &table, END, after].concat())
+            .expect("README.md can be written");
+    }
+    let first = table.lines().zip(found.lines()).find(|(ours, theirs)| ours != theirs);
+    panic!(
+        "README.md shows other settings than src/settings.rs; UPDATE_README=1 cargo test --test documents\n{first:?}"
+    );
+}
+
+/// Promises name the tests that prove them: `strict::a_storm_under_a_changing_limit` is that function
+/// in tests/it/strict.rs, tests/strict.rs or src/strict.rs.
+#[test]
+fn every_test_that_is_named_exists() {
+    let mut missing = BTreeSet::new();
+    let mut named = 0;
+    for document in ["README.md", "ARCHITECTURE.md", "SECURITY.md"] {
+        let text = read(document);
+        for (module, test) in text.split('`').filter_map(|code| code.split_once("::")) {
+            let is_name = |s: &str| {
+                !s.is_empty()
+                    && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+            };
+            if !is_name(module) || !is_name(test) {
+                continue;
+            }
+            named += 1;
+            let files = [
+                format!("tests/it/{module}.rs"),
+                format!("tests/{module}.rs"),
+                format!("src/{module}.rs"),
+            ];
+            let exists = files
+                .iter()
+                .filter_map(|file| fs::read_to_string(path(file)).ok())
+                .any(|code| code.contains(&format!("fn {test}(")));
+            if !exists {
+                missing.insert(format!("{document}: `{module}::{test}`"));
+            }
+        }
+    }
+    assert!(named > 20, "only {named} tests are named: this test does not find them");
+    assert!(missing.is_empty(), "no such test:\n{missing:#?}");
+}
+
+/// Files that the documents name in backticks or link to.
+#[test]
+fn every_file_that_is_named_exists() {
+    let mut missing = BTreeSet::new();
+    for document in
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "tests/README.md"]
+    {
+        let text = read(document);
+        let linked =
+            text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link);
+        let named = text.split('`').filter(|code| {
+            ["src/", "tests/", "bench/", "benches/"].iter().any(|dir| code.starts_with(dir))
+        });
+        for file in linked.filter(|link| !link.contains("://")).chain(named) {
+            let is_path = file.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
+            if is_path && !path(file).exists() {
+                missing.insert(format!("{document}: {file}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "no such file:\n{missing:#?}");
+}
+
+fn read(file: &str) -> String {
+    fs::read_to_string(path(file)).unwrap_or_else(|e| panic!("{file}: {e}"))
+}
+
+fn path(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
+}
