@@ -28,7 +28,7 @@ pub const GROUP: u16 = 0;
 
 /// Buffers the kernel has to choose from. It takes them in turn, so this many are the working set
 /// of a busy relay: 64 × 16 KiB = 1 MiB fits a usual L2 cache.
-const OFFERED: usize = 64;
+const OFFERED: usize = 16;
 
 /// Buffers are allocated in chunks of this many, when none is left.
 const CHUNK: usize = 64;

@@ -19,15 +19,22 @@ use std::task::{Context, Poll, Waker};
 
 use io_uring::{cqueue, opcode, types};
 
-use super::buffers::{Filled, GROUP};
+use super::buffers::{Filled, GROUP, SIZE};
 use super::ring::{Core, Kind};
+use crate::io::buf::{Buf, Size};
 use crate::io::flow::{Flow, Side};
 
 /// Buffers one way may hold before it stops to receive: what a peer that does not read can pin.
 const HIGH: usize = 4;
 
+/// Full buffers in a row after which a way goes over to bulk mode.
+const BULK_AFTER: u32 = 4;
+
 /// Buffers sent with one call.
 const VECTOR: usize = 8;
+
+/// All of it, or an error: a partial send would only make us ask again.
+const SEND: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
 
 /// One direction of a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +73,9 @@ struct Half {
     /// How many buffers at the head of `waiting` the kernel is sending. 0: none.
     sending: usize,
     message: Option<Box<Message>>,
+    /// Full buffers received in a row: the sign of a bulk transfer.
+    full: u32,
+    bulk: Bulk,
     /// Nothing more comes from the source.
     ended: bool,
     /// The end was an end of file, to be passed on.
@@ -82,6 +92,19 @@ enum Receive {
     On,
     /// In the kernel, told to stop.
     Stopping,
+}
+
+/// A bulk transfer goes through one large buffer, read and written in turn: it stays in the cache,
+/// where a lap through the provided buffers would not.
+enum Bulk {
+    /// Not in bulk mode.
+    Off,
+    /// The provided buffers have to be sent first.
+    Wanted,
+    /// The buffer is being received into, without waiting: no buffer is kept for a silent source.
+    Receiving(Buf),
+    /// `buf[done..filled]` is being sent.
+    Sending { buf: Buf, done: usize, filled: usize },
 }
 
 /// What `sendmsg` reads while it runs: it must not move or go before the completion.
@@ -174,6 +197,8 @@ impl Half {
             waiting: VecDeque::new(),
             sending: 0,
             message: None,
+            full: 0,
+            bulk: Bulk::Off,
             ended: false,
             end_of_file: false,
             done: false,
@@ -192,6 +217,9 @@ impl Core {
     pub(super) fn received(&mut self, key: usize, way: Way, result: i32, flags: u32) {
         let relay = &mut self.relays[key];
         let half = &mut relay.ways[way as usize];
+        if let Bulk::Receiving(_) = half.bulk {
+            return self.received_bulk(key, way, result);
+        }
         let last = !cqueue::more(flags);
         if last {
             half.receive = Receive::Off;
@@ -207,8 +235,13 @@ impl Core {
         }
         match result {
             1.. if !half.done => {
-                let full = half.waiting.len() >= HIGH && half.receive == Receive::On;
-                if full {
+                half.full = if result as usize == SIZE { half.full + 1 } else { 0 };
+                if half.full == BULK_AFTER {
+                    half.bulk = Bulk::Wanted;
+                }
+                let stop = half.waiting.len() >= HIGH || matches!(half.bulk, Bulk::Wanted);
+                let stop = stop && half.receive == Receive::On;
+                if stop {
                     half.receive = Receive::Stopping;
                 }
                 if half.sending == 0 {
@@ -217,7 +250,7 @@ impl Core {
                     // More came before the last was taken.
                     relay.flow.block(way.from().other());
                 }
-                if full {
+                if stop {
                     self.cancel(way.receive().of(key));
                 }
             }
@@ -245,6 +278,9 @@ impl Core {
         relay.operations -= 1;
         let half = &mut relay.ways[way as usize];
         half.sending = 0;
+        if let Bulk::Sending { .. } = half.bulk {
+            return self.sent_bulk(key, way, result);
+        }
         if result > 0 {
             relay.flow.moved(way.from(), result as usize);
             let mut left = result as u32;
@@ -320,7 +356,14 @@ impl Core {
                     shutdown_write(half.sink);
                 }
             } else if half.receive == Receive::Off && !half.ended && half.waiting.is_empty() {
-                self.receive(key, way);
+                match half.bulk {
+                    Bulk::Off => self.receive(key, way),
+                    Bulk::Wanted => {
+                        let buf = self.pool.take(Size::Large);
+                        self.receive_bulk(key, way, buf);
+                    }
+                    Bulk::Receiving(_) | Bulk::Sending { .. } => {}
+                }
             }
         }
         self.settle(key);
@@ -386,10 +429,87 @@ impl Core {
         self.push(entry, way.receive().of(key));
     }
 
+    fn receive_bulk(&mut self, key: usize, way: Way, mut buf: Buf) {
+        let relay = &mut self.relays[key];
+        let half = &mut relay.ways[way as usize];
+        let source = types::Fd(half.source);
+        let entry = opcode::Recv::new(source, buf.as_mut_ptr(), buf.len() as u32)
+            .flags(libc::MSG_DONTWAIT)
+            .build();
+        half.bulk = Bulk::Receiving(buf);
+        half.receive = Receive::On;
+        relay.operations += 1;
+        self.push(entry, way.receive().of(key));
+    }
+
+    /// A receive of bulk mode is back.
+    fn received_bulk(&mut self, key: usize, way: Way, result: i32) {
+        let relay = &mut self.relays[key];
+        relay.operations -= 1;
+        let half = &mut relay.ways[way as usize];
+        half.receive = Receive::Off;
+        let Bulk::Receiving(buf) = std::mem::replace(&mut half.bulk, Bulk::Off) else {
+            unreachable!("only called in this state")
+        };
+        match result {
+            1.. if !half.done && !relay.stopping => {
+                self.send_bulk(key, way, buf, 0, result as usize);
+            }
+            0 => {
+                half.ended = true;
+                half.end_of_file = true;
+                relay.flow.finish(way.from());
+            }
+            error if error > 0 || is_pause(-error) => half.full = 0,
+            _ => {
+                half.ended = true;
+                relay.flow.fail(way.from());
+            }
+        }
+        self.go_on(key, way);
+    }
+
+    fn send_bulk(&mut self, key: usize, way: Way, buf: Buf, done: usize, filled: usize) {
+        let relay = &mut self.relays[key];
+        let half = &mut relay.ways[way as usize];
+        let rest = &buf[done..filled];
+        let entry = opcode::Send::new(types::Fd(half.sink), rest.as_ptr(), rest.len() as u32)
+            .flags(SEND)
+            .build();
+        half.bulk = Bulk::Sending { buf, done, filled };
+        half.sending = 1;
+        relay.operations += 1;
+        self.sent.push((key, way));
+        self.push(entry, way.send().of(key));
+    }
+
+    /// A send of bulk mode is back.
+    fn sent_bulk(&mut self, key: usize, way: Way, result: i32) {
+        let relay = &mut self.relays[key];
+        let half = &mut relay.ways[way as usize];
+        let Bulk::Sending { buf, done, filled } = std::mem::replace(&mut half.bulk, Bulk::Off)
+        else {
+            unreachable!("only called in this state")
+        };
+        if result < 0 && !is_pause(-result) {
+            relay.flow.fail(way.from().other());
+            half.done = true;
+        } else if !relay.stopping {
+            let done = done + result.max(0) as usize;
+            relay.flow.moved(way.from(), result.max(0) as usize);
+            if done < filled {
+                self.send_bulk(key, way, buf, done, filled);
+            } else if filled < SIZE {
+                half.full = 0;
+            } else {
+                self.receive_bulk(key, way, buf);
+            }
+        }
+        self.go_on(key, way);
+    }
+
     /// Send what waits: one buffer as it is, several with one call.
     fn send(&mut self, key: usize, way: Way) {
-        /// All of it, or an error: a partial send would only make us ask again.
-        const FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         let relay = &mut self.relays[key];
         let half = &mut relay.ways[way as usize];
         if relay.stopping {
@@ -399,7 +519,7 @@ impl Core {
         let entry = if count == 1 {
             let filled = half.waiting[0];
             let bytes = self.buffers.pointer(filled);
-            opcode::Send::new(types::Fd(half.sink), bytes, filled.len).flags(FLAGS).build()
+            opcode::Send::new(types::Fd(half.sink), bytes, filled.len).flags(SEND).build()
         } else {
             let message = half.message.get_or_insert_with(Message::boxed);
             for (vector, filled) in message.vectors.iter_mut().zip(&half.waiting) {
@@ -409,7 +529,7 @@ impl Core {
             message.header.msg_iov = message.vectors.as_mut_ptr();
             message.header.msg_iovlen = count;
             opcode::SendMsg::new(types::Fd(half.sink), &raw const message.header)
-                .flags(FLAGS as u32)
+                .flags(SEND as u32)
                 .build()
         };
         half.sending = count;

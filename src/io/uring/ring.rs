@@ -30,6 +30,7 @@ use tokio::io::unix::AsyncFd;
 use super::buffers::Buffers;
 use super::relay::{Relay, Way};
 use crate::io::Gauges;
+use crate::io::buf::Pool;
 use crate::io::flow::Flow;
 
 /// Entries of the submission queue: one turn of a busy relay; a fuller one is flushed.
@@ -68,6 +69,8 @@ pub(super) struct Core {
     polls: Slab<PollSlot>,
     pub(super) relays: Slab<Relay>,
     pub(super) buffers: Buffers,
+    /// The large buffers of bulk transfers.
+    pub(super) pool: Pool,
     /// Ways that wait for a buffer to receive into.
     pub(super) starved: Vec<(usize, Way)>,
     /// Sends submitted in this round: those still out after the enter are waiting for their peer.
@@ -143,6 +146,7 @@ impl Ring {
             polls: Slab::new(),
             relays: Slab::new(),
             buffers,
+            pool: Pool::new(0, gauges.clone()),
             starved: Vec::new(),
             sent: Vec::new(),
             results: Vec::new(),
