@@ -84,7 +84,7 @@ pub fn show(findings: &[Finding], json: bool) -> String {
     let mut text = String::new();
     for Finding { state, what, value, advice } in findings {
         let advice = advice.as_ref().map(|advice| format!("  -- {advice}")).unwrap_or_default();
-        let state = state.label();
+        let (state, value) = (state.label(), value.replace('\n', "; "));
         // Writing to a String does not fail.
         let _ = writeln!(text, "{state:<4}  {what:<width$}  {value}{advice}");
     }
@@ -271,25 +271,27 @@ async fn gateway(config: &Config) -> Vec<Finding> {
         Err(error) => warn("control socket", format!("{}: {error}", control.display()))
             .advise("name another place with --control"),
     };
-    let targets = [Target::Admin(admin), Target::Control(control)];
-    match client::status(&targets).await {
-        Ok(status) => {
-            let text = |value: &serde_json::Value| value.as_str().unwrap_or("?").to_owned();
-            let (phase, engine) = (text(&status["phase"]), text(&status["engine"]["name"]));
-            vec![usable, ok("gateway", format!("one answers: {phase}, engine {engine}"))]
-        }
-        Err(error) => {
-            let mut findings = vec![usable];
-            findings.extend(free("admin", config.admin));
-            findings.extend(free("probe", config.probe));
-            findings.extend(free("metrics", config.metrics));
-            findings.push(match error {
-                ClientError::Unreachable(..) => ok("gateway", "none answers"),
-                error => warn("gateway", error).advise("is something else at its address?"),
-            });
-            findings
+    let mut findings = vec![usable];
+    for target in [Target::Admin(admin), Target::Control(control)] {
+        match client::status(std::slice::from_ref(&target)).await {
+            Ok(status) => {
+                let text = |value: &serde_json::Value| value.as_str().unwrap_or("?").to_owned();
+                let (phase, engine) = (text(&status["phase"]), text(&status["engine"]["name"]));
+                let value = format!("one answers at {target}: {phase}, engine {engine}");
+                findings.push(ok("gateway", value));
+                return findings;
+            }
+            Err(ClientError::Unreachable(..)) => {}
+            Err(error) => findings.push(
+                warn("gateway", error).advise("is that something else, or a gateway that hangs?"),
+            ),
         }
     }
+    findings.push(ok("gateway", "none answers"));
+    findings.extend(free("admin", config.admin));
+    findings.extend(free("probe", config.probe));
+    findings.extend(free("metrics", config.metrics));
+    findings
 }
 
 /// A complaint, if the address cannot be listened on.
