@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
+use rustix::mm::{Advice, madvise};
 
 /// One receive: as [`crate::io::buf::SMALL`].
 pub const SIZE: usize = 16 * 1024;
@@ -26,14 +27,19 @@ pub const SIZE: usize = 16 * 1024;
 /// The buffer group the ring knows them by; there is only one.
 pub const GROUP: u16 = 0;
 
-/// Buffers the kernel has to choose from. It takes them in turn, so this many are the working set
-/// of a busy relay: 64 × 16 KiB = 1 MiB fits a usual L2 cache.
-const OFFERED: usize = 16;
+/// From one buffer to the next. Not a power of two: most messages are small, and the first lines of
+/// buffers 16 KiB apart would all compete for the same few sets of the cache.
+const STRIDE: usize = SIZE + 5 * 64;
+
+/// Buffers the kernel has to choose from, at first and at most. It takes them in turn, so this many
+/// are the working set of a busy relay; when they run out in one turn of the loop it gets twice as
+/// many from then on: as many as connections that receive at once.
+const OFFERED: [usize; 2] = [32, 1024];
 
 /// Buffers are allocated in chunks of this many, when none is left.
 const CHUNK: usize = 64;
 
-/// At most 4096 × 16 KiB = 64 MiB, when as many connections stall with bytes in hand. Beyond it
+/// At most 4096 × 16.3 KiB = 64 MiB, when as many connections stall with bytes in hand. Beyond it
 /// receiving waits until a buffer comes back.
 const MOST: usize = 4096;
 
@@ -56,6 +62,8 @@ pub struct Buffers {
     free: Vec<u16>,
     /// In the registered ring.
     offered: usize,
+    /// How many of them there are to be.
+    target: usize,
     /// With connections.
     filled: usize,
     /// Memory of chunks beyond the first may be in use and can be handed back when all is quiet.
@@ -73,6 +81,7 @@ impl Buffers {
             chunks: Vec::new(),
             free: Vec::new(),
             offered: 0,
+            target: OFFERED[0],
             filled: 0,
             grown: false,
         };
@@ -107,13 +116,18 @@ impl Buffers {
         }
     }
 
+    /// The kernel had none left when bytes came.
+    pub fn ran_out(&mut self) {
+        self.target = (self.target * 2).min(OFFERED[1]);
+    }
+
     /// Give the kernel buffers to choose from. `false`: it has none, and none can be had now.
     pub fn offer(&mut self) -> bool {
-        if self.free.is_empty() && self.offered == 0 && self.chunks.len() * CHUNK < MOST {
-            self.grow();
-        }
         let before = self.tail;
-        while self.offered < OFFERED {
+        while self.offered < self.target {
+            if self.free.is_empty() && self.chunks.len() * CHUNK < MOST {
+                self.grow();
+            }
             let Some(id) = self.free.pop() else { break };
             let slot = usize::from(self.tail) % MOST;
             // SAFETY: `slot` is inside the MOST entries; the kernel reads an entry only after the
@@ -149,7 +163,7 @@ impl Buffers {
 
     fn address(&self, id: u16) -> *mut u8 {
         let (chunk, at) = (usize::from(id) / CHUNK, usize::from(id) % CHUNK);
-        self.chunks[chunk].as_ptr().wrapping_add(at * SIZE)
+        self.chunks[chunk].as_ptr().wrapping_add(at * STRIDE)
     }
 
     fn grow(&mut self) {
@@ -162,10 +176,14 @@ impl Buffers {
     /// After a time of many stalled connections: let the kernel have the pages of free buffers
     /// back. Their addresses stay valid and read as zero.
     fn trim(&mut self) {
+        const PAGE: usize = 4096;
         for &id in self.free.iter().filter(|id| usize::from(**id) >= CHUNK) {
-            let page = self.address(id).cast();
-            // SAFETY: the buffer is free: neither the kernel nor a connection refers to it.
-            let _ = unsafe { rustix::mm::madvise(page, SIZE, rustix::mm::Advice::LinuxDontNeed) };
+            let buffer = self.address(id);
+            let skip = buffer.align_offset(PAGE);
+            let (page, length) = (buffer.wrapping_add(skip), (SIZE - skip) / PAGE * PAGE);
+            // SAFETY: whole pages inside the buffer, and the buffer is free: neither the kernel nor
+            // a connection refers to it.
+            let _ = unsafe { madvise(page.cast(), length, Advice::LinuxDontNeed) };
         }
         self.grown = false;
     }
@@ -181,7 +199,7 @@ fn layout_of_entries() -> Layout {
 }
 
 fn layout_of_chunk() -> Layout {
-    Layout::from_size_align(CHUNK * SIZE, 4096).expect("1 MiB is a valid layout")
+    Layout::from_size_align(CHUNK * STRIDE, 4096).expect("1 MiB is a valid layout")
 }
 
 #[allow(unsafe_code, reason = "page-aligned memory for the kernel")]

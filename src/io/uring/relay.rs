@@ -28,7 +28,7 @@ use crate::io::flow::{Flow, Side};
 const HIGH: usize = 4;
 
 /// Full buffers in a row after which a way goes over to bulk mode.
-const BULK_AFTER: u32 = 4;
+const BULK_AFTER: u32 = 2;
 
 /// Buffers sent with one call.
 const VECTOR: usize = 8;
@@ -101,8 +101,10 @@ enum Bulk {
     Off,
     /// The provided buffers have to be sent first.
     Wanted,
-    /// The buffer is being received into, without waiting: no buffer is kept for a silent source.
+    /// The buffer is being received into, without waiting.
     Receiving(Buf),
+    /// Nothing was there; the buffer was given back and the source is watched.
+    Watching,
     /// `buf[done..filled]` is being sent.
     Sending { buf: Buf, done: usize, filled: usize },
 }
@@ -217,8 +219,10 @@ impl Core {
     pub(super) fn received(&mut self, key: usize, way: Way, result: i32, flags: u32) {
         let relay = &mut self.relays[key];
         let half = &mut relay.ways[way as usize];
-        if let Bulk::Receiving(_) = half.bulk {
-            return self.received_bulk(key, way, result);
+        match half.bulk {
+            Bulk::Receiving(_) => return self.received_bulk(key, way, result),
+            Bulk::Watching => return self.watched_bulk(key, way),
+            Bulk::Off | Bulk::Wanted | Bulk::Sending { .. } => {}
         }
         let last = !cqueue::more(flags);
         if last {
@@ -261,7 +265,11 @@ impl Core {
             }
             // Late bytes for a sink that is gone.
             1.. => {}
-            error if is_pause(-error) => {}
+            error if is_pause(-error) => {
+                if -error == libc::ENOBUFS {
+                    self.buffers.ran_out();
+                }
+            }
             _ => {
                 half.ended = true;
                 if !half.done {
@@ -362,7 +370,7 @@ impl Core {
                         let buf = self.pool.take(Size::Large);
                         self.receive_bulk(key, way, buf);
                     }
-                    Bulk::Receiving(_) | Bulk::Sending { .. } => {}
+                    Bulk::Receiving(_) | Bulk::Watching | Bulk::Sending { .. } => {}
                 }
             }
         }
@@ -460,12 +468,30 @@ impl Core {
                 half.end_of_file = true;
                 relay.flow.finish(way.from());
             }
-            error if error > 0 || is_pause(-error) => half.full = 0,
+            _ if half.done || relay.stopping => {}
+            error if is_pause(-error) => {
+                drop(buf);
+                half.bulk = Bulk::Watching;
+                half.receive = Receive::On;
+                relay.operations += 1;
+                let entry = opcode::PollAdd::new(types::Fd(half.source), libc::POLLIN as u32);
+                self.push(entry.build(), way.receive().of(key));
+            }
             _ => {
                 half.ended = true;
                 relay.flow.fail(way.from());
             }
         }
+        self.go_on(key, way);
+    }
+
+    /// The source of a bulk transfer has something again, or the watch was called back.
+    fn watched_bulk(&mut self, key: usize, way: Way) {
+        let relay = &mut self.relays[key];
+        relay.operations -= 1;
+        let half = &mut relay.ways[way as usize];
+        half.receive = Receive::Off;
+        half.bulk = Bulk::Wanted;
         self.go_on(key, way);
     }
 
