@@ -39,24 +39,14 @@ fn act<'a>(summary: &'a Value, name: &str, gateway: bool) -> &'a Value {
     found.unwrap_or_else(|| panic!("no act {name}, gateway {gateway}: {summary}"))
 }
 
-/// A machine that is busy with other things may spoil the goodput of a run, never a promise.
-const RUNS: usize = 3;
-
 fn the_promises_hold_on(engine: &str) {
     let _alone = alone();
-    let mut poor = Vec::new();
-    while poor.len() < RUNS {
-        let args = ["--seconds", "2", "--json", "--engine", engine];
-        let output = demo(&args).output().expect("runs");
-        let summary: Value = serde_json::from_str(stdout(&output)).expect("JSON");
-        assert_eq!(summary["engine"]["name"], engine);
-        promises(&summary);
-        match goodput(&summary) {
-            Ok(()) => return,
-            Err(why) => poor.push(why),
-        }
-    }
-    panic!("{poor:#?}");
+    let args = ["--seconds", "2", "--json", "--engine", engine];
+    let output = demo(&args).output().expect("runs");
+    let summary: Value = serde_json::from_str(stdout(&output)).expect("JSON");
+    assert_eq!(summary["engine"]["name"], engine);
+    promises(&summary);
+    goodput(&summary);
 }
 
 /// What holds however busy the machine is.
@@ -86,18 +76,14 @@ fn promises(summary: &Value) {
 
 /// Whether the gateway has kept the application useful in the surge: at least four fifths of what
 /// it can carry on this machine, and more than without.
-fn goodput(summary: &Value) -> Result<(), String> {
+/// Half of what the application can carry, however busy the machine is otherwise, and twice what
+/// came through without the gateway; the figures people are shown are not asserted here.
+fn goodput(summary: &Value) {
     let [without, with] = [false, true].map(|gateway| act(summary, "surge", gateway));
     let per_second = |act: &Value| number(&act["served_per_second"]);
-    let capacity = number(&summary["application"]["capacity_per_second"])
-        .min(number(&without["worked"]) / number(&without["seconds"]));
-    if per_second(with) < 0.8 * capacity {
-        return Err(format!("{} of {capacity}: {summary}", per_second(with)));
-    }
-    if per_second(with) <= per_second(without) {
-        return Err(format!("not more than without: {summary}"));
-    }
-    Ok(())
+    let capacity = number(&summary["application"]["capacity_per_second"]);
+    assert!(per_second(with) >= 0.5 * capacity, "{} of {capacity}: {summary}", per_second(with));
+    assert!(per_second(with) >= 2.0 * per_second(without), "not more than without: {summary}");
 }
 
 #[test]

@@ -335,6 +335,28 @@ fn shutdown_completes_a_pending_ring_read() {
     });
 }
 
+/// T24: an engine that ends right after its work was dropped, again and again: it waits until the
+/// kernel has nothing of it, and no descriptor stays behind.
+#[test]
+fn an_engine_ends_only_when_the_kernel_has_nothing_of_it() {
+    let _alone = alone();
+    let rounds = if std::env::var_os("TIDEGATE_SOAK").is_some() { 1_000 } else { 50 };
+    let before = open_descriptors();
+    for _ in 0..rounds {
+        let gauges = Arc::<Gauges>::default();
+        Uring::run(false, gauges.clone(), |engine| async move {
+            let (mut client, _served, inner, outer) = pair(&engine).await;
+            client.write_all(&pattern(100_000)).expect("written");
+            let flow = flow();
+            let at = Instant::now() + Duration::from_micros(200);
+            tokio::select! { () = engine.relay(&inner, &outer, &flow) => {}, () = engine.sleep_until(at) => {} }
+        })
+        .expect("io_uring works here");
+        assert_idle(&gauges);
+    }
+    assert_eq!(open_descriptors(), before, "descriptors leaked");
+}
+
 /// Only for the type check: traffic is readable from other threads.
 const _: fn() = || {
     fn sync<T: Send + Sync>() {}

@@ -25,7 +25,8 @@ pub(super) async fn admit<E: Engine>(
         Entry::Admit(permit) => Ok(permit),
         Entry::Refuse(reason) => Err(reason),
         Entry::Wait(ticket) => {
-            let admitted = wait(engine, conn, ticket).await;
+            // In a box: only those who wait pay for its timer and its watch.
+            let admitted = Box::pin(wait(engine, conn, ticket)).await;
             port.metrics.wait(conn.age(Instant::now()));
             admitted
         }

@@ -6,9 +6,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// One end of a relayed connection.
@@ -65,6 +66,8 @@ pub struct Flow {
     broke: Cell<Option<Side>>,
     /// Whether the relay has to stop, whatever state it is in.
     broken_off: Cell<bool>,
+    /// Whether the watch has to look again, and who does.
+    changed: Cell<bool>,
     watch: RefCell<Option<Waker>>,
 }
 
@@ -107,6 +110,7 @@ impl Flow {
             blocked: Default::default(),
             broke: Cell::new(None),
             broken_off: Cell::new(false),
+            changed: Cell::new(false),
             watch: RefCell::new(None),
         }
     }
@@ -182,13 +186,18 @@ impl Flow {
     ) -> Overdue {
         loop {
             let Some((why, at)) = self.next_deadline(patience) else {
-                self.changed(None::<std::future::Ready<()>>).await;
+                poll_fn(|cx| self.poll_changed(cx)).await;
                 continue;
             };
             if at <= Instant::now() {
                 return why;
             }
-            self.changed(Some(sleep_until(at))).await;
+            let mut sleep = pin!(sleep_until(at));
+            poll_fn(|cx| match sleep.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(()),
+                Poll::Pending => self.poll_changed(cx),
+            })
+            .await;
         }
     }
 
@@ -216,24 +225,17 @@ impl Flow {
         .min_by_key(|(_, at)| *at)
     }
 
-    /// Resolves when the flow enters a state that has a deadline, or `until` does.
-    async fn changed<S: Future<Output = ()>>(&self, until: Option<S>) {
-        let mut until = std::pin::pin!(until);
-        let mut first = true;
-        poll_fn(|cx| {
-            let due = until.as_mut().as_pin_mut().is_some_and(|until| until.poll(cx).is_ready());
-            let woken = !first && self.watch.borrow().is_none();
-            first = false;
-            if due || woken {
-                return Poll::Ready(());
-            }
-            *self.watch.borrow_mut() = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
+    /// Ready when the flow has entered another state that may have a deadline.
+    fn poll_changed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.changed.take() {
+            return Poll::Ready(());
+        }
+        *self.watch.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     fn wake(&self) {
+        self.changed.set(true);
         if let Some(watch) = self.watch.borrow_mut().take() {
             watch.wake();
         }

@@ -19,6 +19,27 @@ fn denied_with_enosys() {
     run(Engine::Epoll, |_| serves_on_epoll(|setup| setup.without_io_uring(libc::ENOSYS)));
 }
 
+/// Hazards 3.1: whatever the kernel answers instead of a ring.
+#[test]
+fn denied_with_any_errno() {
+    run(Engine::Epoll, |_| {
+        let errnos = [libc::EACCES, libc::EINVAL, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
+        for errno in errnos {
+            serves_on_epoll(|setup| setup.without_io_uring(errno));
+        }
+    });
+}
+
+/// T20: a profile that forgets one of the three system calls of io_uring must not be half a denial.
+#[test]
+fn denied_in_part() {
+    run(Engine::Epoll, |_| {
+        for call in [libc::SYS_io_uring_enter, libc::SYS_io_uring_register] {
+            serves_on_epoll(|setup| setup.denying(call, libc::EPERM));
+        }
+    });
+}
+
 /// T21: no descriptor is left for the ring; whatever it chooses, it serves.
 #[test]
 fn hardly_any_descriptors() {
@@ -64,7 +85,7 @@ fn asked_for_by_name_and_denied() {
     });
 }
 
-fn serves_on_epoll(deny: fn(Setup) -> Setup) {
+fn serves_on_epoll(deny: impl FnOnce(Setup) -> Setup) {
     let oracle = Oracle::start(Script::Work);
     let gateway =
         deny(Setup::new(Engine::Epoll, oracle.address).choosing().set("limit", 4)).start();

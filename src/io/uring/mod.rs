@@ -54,11 +54,20 @@ impl Uring {
         let runtime = tokio_uring::Runtime::new(&host)?;
         runtime.block_on(async {
             let (ring, driver) = Ring::new(sqpoll, gauges)?;
-            let driver = tokio_uring::spawn(driver);
-            let answer = main(Self { ring: ring.clone() }).await;
-            ring.quiet().await;
-            driver.abort();
-            Ok(answer)
+            let mut driver = tokio_uring::spawn(driver);
+            let main = async {
+                let answer = main(Self { ring: ring.clone() }).await;
+                ring.quiet().await;
+                answer
+            };
+            tokio::select! {
+                answer = main => {
+                    driver.abort();
+                    Ok(answer)
+                }
+                // Nothing moves without it: whoever runs this thread has to know.
+                _ = &mut driver => Err(io::Error::other("the ring's driver has failed")),
+            }
         })
     }
 }

@@ -18,7 +18,7 @@ pub(crate) struct Setup {
     engine: &'static str,
     flags: Vec<String>,
     launcher: Vec<String>,
-    denied: Option<i32>,
+    denied: Option<(i64, i32)>,
 }
 
 /// A running gateway. Dropping it kills it; its log is shown when the test fails.
@@ -86,8 +86,13 @@ impl Setup {
     }
 
     /// Makes `io_uring_setup` fail with `errno`.
-    pub(crate) fn without_io_uring(mut self, errno: i32) -> Self {
-        self.denied = Some(errno);
+    pub(crate) fn without_io_uring(self, errno: i32) -> Self {
+        self.denying(libc::SYS_io_uring_setup, errno)
+    }
+
+    /// Makes the system call `number` fail with `errno`.
+    pub(crate) fn denying(mut self, number: i64, errno: i32) -> Self {
+        self.denied = Some((number, errno));
         self
     }
 
@@ -151,8 +156,8 @@ impl Setup {
         command.args(&self.flags);
         let log = File::create(dir.path().join("log")).expect("a log file");
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);
-        if let Some(errno) = self.denied {
-            super::seccomp::deny_io_uring(&mut command, errno);
+        if let Some((number, errno)) = self.denied {
+            super::seccomp::deny(&mut command, number, errno);
         }
         let child = command.spawn().expect("the gateway's binary runs");
         Gateway {

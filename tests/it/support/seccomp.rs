@@ -3,16 +3,16 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Makes `io_uring_setup` fail with `errno` in the program that `command` starts.
+/// Makes the system call `number` fail with `errno` in the program that `command` starts.
 #[expect(
     unsafe_code,
     reason = "seccomp has no safe interface, and the filter must be set in the child"
 )]
-pub(crate) fn deny_io_uring(command: &mut Command, errno: i32) {
+pub(crate) fn deny(command: &mut Command, number: i64, errno: i32) {
     let filter = [
         // the number of the system call
         op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_io_uring_setup as u32),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number as u32),
         op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
         op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
