@@ -220,14 +220,14 @@ fn signals(running: Arc<Running>) -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// A worker that ends before the drain has failed: what it still carried is gone, so say so and
-/// let the others finish.
+/// A worker that stops accepting before the drain has failed: say so, and let what is left finish.
 async fn watch_workers(plane: Arc<DataPlane>, life: Lifecycle) {
     loop {
         tokio::time::sleep(LOOK).await;
-        let ended = plane.workers.iter().any(JoinHandle::is_finished);
-        if ended && !plane.shared.closing.is_cancelled() {
-            tracing::error!("a worker thread has ended; draining");
+        let expected = plane.workers.len() * plane.ports.len();
+        let accepting = plane.shared.accepting.len();
+        if accepting < expected && !plane.shared.closing.is_cancelled() {
+            tracing::error!(accepting, expected, "a worker no longer accepts; draining");
             life.drain(Cause::Failure);
             return;
         }

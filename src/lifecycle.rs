@@ -142,7 +142,7 @@ const BEGIN: Duration = Duration::from_secs(1);
 /// How often a running drain looks whether anything is left. Only a draining process polls.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// What a cut connection gets to end by itself before the process leaves anyway.
+/// What cut connections get to end before the process leaves anyway: a part of the budget.
 const CUT_GRACE: Duration = Duration::from_millis(500);
 
 impl Default for Lifecycle {
@@ -257,7 +257,8 @@ impl Lifecycle {
 
         load.close_gates();
         self.inner.cut.cancel();
-        self.wait_until_empty(Instant::now() + CUT_GRACE, load, false).await;
+        let end = schedule.end.min(Instant::now() + CUT_GRACE);
+        self.wait_until_empty(end, load, false).await;
 
         let after = load.tally();
         let report = Report {
@@ -327,7 +328,10 @@ struct Schedule {
     announce_latest: Instant,
     /// How long nothing must arrive before the announcement counts as heard.
     quiet: Duration,
+    /// When what is left is cut.
     deadline: Instant,
+    /// When the drain is over, whatever is left.
+    end: Instant,
 }
 
 impl Config {
@@ -349,7 +353,8 @@ impl Config {
             announce: start + announce,
             announce_latest: start + latest,
             quiet: (announce / 4).max(Duration::from_millis(50)),
-            deadline: start + work.min(budget),
+            deadline: start + work.min(budget - CUT_GRACE.min(budget / 10)),
+            end: start + budget,
         }
     }
 }
@@ -375,14 +380,14 @@ mod tests {
 
     #[test]
     fn the_drain_ends_before_the_grace_it_was_told() {
-        assert_eq!(schedule(5, None, 30), (secs(5), secs(27)));
-        assert_eq!(schedule(0, None, 8), (secs(0), secs(6)));
+        assert_eq!(schedule(5, None, 30), (secs(5), secs(27) - CUT_GRACE));
+        assert_eq!(schedule(0, None, 8), (secs(0), secs(6) - CUT_GRACE));
     }
 
     #[test]
     fn when_time_is_short_the_announcement_shrinks_first() {
-        assert_eq!(schedule(5, Some(25), 30), (secs(2), secs(27)));
-        assert_eq!(schedule(60, Some(60), 30), (secs(0), secs(27)));
+        assert_eq!(schedule(5, Some(25), 30), (secs(2), secs(27) - CUT_GRACE));
+        assert_eq!(schedule(60, Some(60), 30), (secs(0), secs(27) - CUT_GRACE));
         assert_eq!(schedule(5, None, 8).0, secs(3));
     }
 

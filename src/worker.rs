@@ -27,9 +27,14 @@ pub fn start(
     listening: Listening,
     gauges: Arc<Gauges>,
 ) -> io::Result<JoinHandle<io::Result<()>>> {
-    thread::Builder::new().name(format!("tidegate-w{number}")).spawn(move || match engine {
-        Selected::Epoll => Epoll::run(gauges, |engine| work(engine, listening)),
-        Selected::Uring { sqpoll } => Uring::run(sqpoll, gauges, |engine| work(engine, listening)),
+    thread::Builder::new().name(format!("tidegate-w{number}")).spawn(move || {
+        let worked = match engine {
+            Selected::Epoll => Epoll::run(gauges, |engine| work(engine, listening)),
+            Selected::Uring { sqpoll } => {
+                Uring::run(sqpoll, gauges, |engine| work(engine, listening))
+            }
+        };
+        worked.inspect_err(|error| tracing::error!(number, %error, "a worker has failed"))
     })
 }
 

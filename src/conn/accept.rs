@@ -35,13 +35,13 @@ pub async fn accept<E: Engine>(
     let mut exhausted = Exhausted::default();
     let mut in_a_row = 0;
     loop {
-        if port.config().tcp_refuse == TcpRefuse::Hold && !stop.is_cancelled() {
+        if holds(&port) {
             room(&port).await;
         }
         match engine.accept(&listener, &stop).await {
-            Ok(Some((socket, peer))) => {
+            Ok(Some(accepted)) => {
                 exhausted.over();
-                begin(&engine, &port, &connections, (socket, peer));
+                begin(&engine, &port, &connections, accepted).await;
             }
             Ok(None) => return,
             Err(e) => {
@@ -56,8 +56,8 @@ pub async fn accept<E: Engine>(
     }
 }
 
-/// The first decision about a connection.
-fn begin<E: Engine>(
+/// The first decision about a connection. Waits only where nobody is to be refused.
+async fn begin<E: Engine>(
     engine: &E,
     port: &Arc<Port>,
     connections: &TaskTracker,
@@ -66,20 +66,31 @@ fn begin<E: Engine>(
     let now = Instant::now();
     port.metrics.accept();
     let entry = port.shared.registry.add(port.listen, peer, now);
-    match ask(port, peer, now) {
-        Entry::Refuse(reason) => turn_away(port, socket, entry, reason),
-        admission => {
-            let Ok(client) = engine.adopt(socket) else {
-                port.metrics.admit();
-                count(port, &entry, Outcome::Failed, [0, 0]);
-                return;
-            };
-            let config = port.config();
-            let conn = Conn { client, app: None, permit: None, config, entry };
-            let story = serve(engine.clone(), port.clone(), conn, admission);
-            engine.spawn(connections.track_future(story));
-        }
+    let mut admission = ask(port, peer, now);
+    while let Entry::Refuse(Reason::LimitReached | Reason::QueueFull) = admission
+        && holds(port)
+    {
+        // Another worker was quicker, or the limit was lowered: hold what is accepted already.
+        room(port).await;
+        admission = ask(port, peer, Instant::now());
     }
+    if let Entry::Refuse(reason) = admission {
+        return turn_away(port, socket, entry, reason);
+    }
+    let Ok(client) = engine.adopt(socket) else {
+        port.metrics.admit();
+        count(port, &entry, Outcome::Failed, [0, 0]);
+        return;
+    };
+    let config = port.config();
+    let conn = Conn { client, app: None, permit: None, config, entry };
+    let story = serve(engine.clone(), port.clone(), conn, admission);
+    engine.spawn(connections.track_future(story));
+}
+
+/// Whether connections that do not fit are to wait instead of being refused.
+fn holds(port: &Port) -> bool {
+    port.config().tcp_refuse == TcpRefuse::Hold && !port.shared.closing.is_cancelled()
 }
 
 /// Everything that can keep a connection out, cheapest first.

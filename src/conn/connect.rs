@@ -3,6 +3,8 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use socket2::SockRef;
+
 use super::{Conn, Port};
 use crate::io::{App, Engine, sock};
 use crate::outcome::{Outcome, Reason};
@@ -24,7 +26,12 @@ pub(super) async fn connect<E: Engine>(
 ) -> Result<E::Stream, Outcome> {
     let mut failure = Reason::UpstreamRefused;
     for app in &port.apps {
-        match dial(engine, port, conn, app).await {
+        let dialled = tokio::select! {
+            biased;
+            dialled = dial(engine, port, conn, app) => dialled,
+            () = port.shared.cut.cancelled() => return Err(Outcome::Cut),
+        };
+        match dialled {
             Ok(stream) => return Ok(stream),
             Err(Unreachable::Ourselves) => failure = Reason::Loop,
             Err(Unreachable::Dead(e)) => {
@@ -46,8 +53,26 @@ async fn dial<E: Engine>(
     app: &App,
 ) -> Result<E::Stream, Unreachable> {
     let stream = engine.dial(app, conn.config.connect_timeout).await?;
+    match introduce(port, conn, app, engine.socket(&stream)) {
+        Ok(()) => Ok(stream),
+        Err(e) => {
+            // The application may have accepted it: it must not be left with a connection that
+            // holds no slot.
+            sock::reset(engine.socket(&stream));
+            Err(e)
+        }
+    }
+}
+
+/// See that a fresh connection is the application's, and say who is behind it.
+fn introduce<E: Engine>(
+    port: &Port,
+    conn: &Conn<E>,
+    app: &App,
+    socket: SockRef<'_>,
+) -> Result<(), Unreachable> {
     if let App::Tcp(to) = app
-        && let Some(local) = engine.socket(&stream).local_addr()?.as_socket()
+        && let Some(local) = socket.local_addr()?.as_socket()
     {
         if local == *to {
             // Linux connects a socket to itself when nobody listens on a port and the socket was
@@ -58,18 +83,17 @@ async fn dial<E: Engine>(
             return Err(Unreachable::Ourselves);
         }
         if !same_machine(local.ip(), to.ip()) {
-            sock::watch_peer(engine.socket(&stream))?;
+            sock::watch_peer(SockRef::from(&*socket))?;
         }
     }
     if conn.config.send_proxy_protocol {
         let header = proxy_header(conn.entry.client(), port.listen);
-        let sent = engine.socket(&stream).send(&header)?;
-        if sent != header.len() {
+        if socket.send(&header)? != header.len() {
             // A fresh connection has room for 52 bytes; one that has not is of no use.
             return Err(io::Error::from(io::ErrorKind::WriteZero).into());
         }
     }
-    Ok(stream)
+    Ok(())
 }
 
 impl From<io::Error> for Unreachable {

@@ -30,29 +30,39 @@ pub(super) async fn relay<E: Engine>(engine: &E, port: &Port, conn: &Conn<E>) ->
     let totals = port.metrics.bytes.clone();
     let flow = Rc::new(Flow::new(traffic, totals, patience.idle.is_some(), Instant::now()));
 
-    let mut moving = pin!(engine.relay(&conn.client, app, &flow));
-    let halt = tokio::select! {
-        biased;
-        () = &mut moving => None,
-        overdue = flow.overdue(patience, |at| engine.sleep_until(at)) => Some(Halt::Overdue(overdue)),
-        () = port.shared.cut.cancelled() => Some(Halt::Cut),
-    };
-    if halt.is_some() {
-        flow.break_off();
-        moving.await;
-    }
-
+    let halt = move_bytes(engine, port, conn, app, &flow, &patience).await;
     match (halt, flow.broken()) {
         (Some(Halt::Cut), _) => Outcome::Cut,
         (Some(Halt::Overdue(Overdue::Stalled(Side::Client))), _) => Outcome::ClientStalled,
         (Some(Halt::Overdue(Overdue::Stalled(Side::App))), _) => Outcome::AppStalled,
         (Some(Halt::Overdue(Overdue::Unfinished(Side::App))), _) => Outcome::Abandoned,
         (Some(Halt::Overdue(Overdue::Unfinished(Side::Client))), _) => Outcome::IdleTimeout,
-        (Some(Halt::Overdue(Overdue::Idle)), _) => idle(engine, port, conn, &flow).await,
+        (Some(Halt::Overdue(Overdue::Idle)), _) => Box::pin(idle(engine, port, conn, &flow)).await,
         (None, Some(Side::Client)) => Outcome::ClientReset,
         (None, Some(Side::App)) => Outcome::AppReset,
         (None, None) => Outcome::Served,
     }
+}
+
+/// Let the engine work until it is done, or there is a reason to stop it.
+async fn move_bytes<E: Engine>(
+    engine: &E,
+    port: &Port,
+    conn: &Conn<E>,
+    app: &E::Stream,
+    flow: &Rc<Flow>,
+    patience: &Patience,
+) -> Option<Halt> {
+    let mut moving = pin!(engine.relay(&conn.client, app, flow));
+    let halt = tokio::select! {
+        biased;
+        () = &mut moving => return None,
+        overdue = flow.overdue(patience, |at| engine.sleep_until(at)) => Halt::Overdue(overdue),
+        () = port.shared.cut.cancelled() => Halt::Cut,
+    };
+    flow.break_off();
+    moving.await;
+    Some(halt)
 }
 
 /// Both were silent: end the client, ask the application to end, and wait until it has.

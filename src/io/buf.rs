@@ -17,10 +17,10 @@ pub const SMALL: usize = 16 * 1024;
 
 /// One read of a bulk transfer: large enough that the kernel's copy, not the call, is the cost,
 /// and still inside a usual L2 cache. Chosen with `make bench` (row bulk).
-pub const LARGE: usize = 128 * 1024;
+pub const LARGE: usize = 64 * 1024;
 
 /// Buffers of each size kept for reuse: enough for every connection that moves bytes in one turn
-/// of the loop; 64 × 16 KiB + 16 × 128 KiB = 3 MiB at most.
+/// of the loop; 64 × 16 KiB + 16 × 64 KiB = 2 MiB at most.
 const KEEP: [usize; 2] = [64, 16];
 
 /// A pool of buffers of two sizes. Cheap to clone; one per worker thread.

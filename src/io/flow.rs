@@ -6,7 +6,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -135,11 +134,12 @@ impl Flow {
         self.wake();
     }
 
-    /// The engine has nothing more of `side`'s to deliver. `true`: nor of the other's, so that the
-    /// sockets will be closed now, and need no shutdown before.
-    pub fn deliver(&self, side: Side) -> bool {
+    /// The engine has delivered all of `side`'s bytes, and their end is an end of file. Whether the
+    /// other side has to be told with a FIN: not if the connection is broken, because a reset must
+    /// not look like an end; nor if both are done, because the sockets will be closed now.
+    pub fn passes_on_end_of(&self, side: Side) -> bool {
         self.delivered[side.index()].set(true);
-        self.delivered[side.other().index()].get()
+        self.broke.get().is_none() && !self.delivered[side.other().index()].get()
     }
 
     /// The engine has bytes for `side` which it does not take.
@@ -181,7 +181,7 @@ impl Flow {
     /// Resolves when the relay has been in one state for longer than `patience` allows.
     pub async fn overdue<S: Future<Output = ()>>(
         &self,
-        patience: Patience,
+        patience: &Patience,
         sleep_until: impl Fn(Instant) -> S,
     ) -> Overdue {
         loop {
@@ -192,7 +192,8 @@ impl Flow {
             if at <= Instant::now() {
                 return why;
             }
-            let mut sleep = pin!(sleep_until(at));
+            // In a box: most connections never need one.
+            let mut sleep = Box::pin(sleep_until(at));
             poll_fn(|cx| match sleep.as_mut().poll(cx) {
                 Poll::Ready(()) => Poll::Ready(()),
                 Poll::Pending => self.poll_changed(cx),
@@ -202,7 +203,7 @@ impl Flow {
     }
 
     /// What will be overdue first if nothing changes, and when.
-    fn next_deadline(&self, patience: Patience) -> Option<(Overdue, Instant)> {
+    fn next_deadline(&self, patience: &Patience) -> Option<(Overdue, Instant)> {
         let moved = self.last_moved.get();
         let stalled = |side: Side| {
             let since = self.blocked[side.index()].get()?;
@@ -260,7 +261,7 @@ mod tests {
     fn a_connection_that_just_carries_bytes_has_no_deadline() {
         let flow = flow(false);
         flow.moved(Side::Client, 10);
-        assert_eq!(flow.next_deadline(PATIENCE), None);
+        assert_eq!(flow.next_deadline(&PATIENCE), None);
         assert_eq!(flow.traffic.from(Side::Client), 10);
     }
 
@@ -268,17 +269,17 @@ mod tests {
     fn progress_ends_a_stall() {
         let flow = flow(false);
         flow.block(Side::App);
-        assert_eq!(flow.next_deadline(PATIENCE).unwrap().0, Overdue::Stalled(Side::App));
+        assert_eq!(flow.next_deadline(&PATIENCE).unwrap().0, Overdue::Stalled(Side::App));
         flow.moved(Side::Client, 1);
-        assert_eq!(flow.next_deadline(PATIENCE), None);
+        assert_eq!(flow.next_deadline(&PATIENCE), None);
     }
 
     #[test]
     fn the_side_that_has_not_finished_is_the_one_waited_for() {
         let flow = flow(false);
         flow.finish(Side::Client);
-        assert_eq!(flow.next_deadline(PATIENCE).unwrap().0, Overdue::Unfinished(Side::App));
+        assert_eq!(flow.next_deadline(&PATIENCE).unwrap().0, Overdue::Unfinished(Side::App));
         flow.finish(Side::App);
-        assert_eq!(flow.next_deadline(PATIENCE), None);
+        assert_eq!(flow.next_deadline(&PATIENCE), None);
     }
 }

@@ -43,8 +43,24 @@ pub enum Next {
     Empty,
 }
 
+/// How long the port of a predecessor that was killed may still be taken: the kernel closes what an
+/// io_uring held some milliseconds after the process has gone.
+const PREDECESSOR: Duration = Duration::from_millis(200);
+
 /// Bind and listen on `addr`. What every accepted connection needs is set here, to be inherited.
 pub fn open(addr: SocketAddr) -> io::Result<Socket> {
+    let deadline = Instant::now() + PREDECESSOR;
+    loop {
+        match bind(addr) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(PREDECESSOR / 20);
+            }
+            bound => return bound,
+        }
+    }
+}
+
+fn bind(addr: SocketAddr) -> io::Result<Socket> {
     let socket =
         Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -78,6 +94,9 @@ impl Ending {
 /// One non-blocking accept; the connection comes non-blocking too. Errors of a connection that
 /// died in the backlog are passed over, as accept(2) says they must be.
 pub fn accept(listener: &Socket) -> io::Result<Accepted> {
+    /// More in a row is no accident: something forbids accepting as such.
+    const DEAD_IN_A_ROW: usize = 64;
+    let mut dead = 0;
     loop {
         // socket2 would leave the new socket blocking; making it non-blocking costs a call more.
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -86,7 +105,7 @@ pub fn accept(listener: &Socket) -> io::Result<Accepted> {
                 let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
                 return Ok((Socket::from(stream), peer));
             }
-            Err(e) if is_of_the_connection(&e) => {}
+            Err(e) if is_of_the_connection(&e) && dead < DEAD_IN_A_ROW => dead += 1,
             Err(e) => return Err(e),
         }
     }

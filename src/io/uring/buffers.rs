@@ -33,15 +33,15 @@ const STRIDE: usize = SIZE + 5 * 64;
 
 /// Buffers the kernel has to choose from, at first and at most. It takes them in turn, so this many
 /// are the working set of a busy relay; when they run out in one turn of the loop it gets twice as
-/// many from then on: as many as connections that receive at once.
-const OFFERED: [usize; 2] = [32, 1024];
+/// many, until nothing holds bytes any more.
+const OFFERED: [usize; 2] = [32, 256];
 
 /// Buffers are allocated in chunks of this many, when none is left.
 const CHUNK: usize = 64;
 
-/// At most 4096 × 16.3 KiB = 64 MiB, when as many connections stall with bytes in hand. Beyond it
-/// receiving waits until a buffer comes back.
-const MOST: usize = 4096;
+/// At most, and the most a ring can have: two for each of 16 000 stalled ways. Only pages that held
+/// bytes count; receiving beyond it waits until a buffer comes back.
+const MOST: usize = 32_768;
 
 /// A buffer with received bytes, or part of them.
 #[derive(Clone, Copy, Debug)]
@@ -111,8 +111,11 @@ impl Buffers {
     pub fn give_back(&mut self, id: u16) {
         self.filled -= 1;
         self.free.push(id);
-        if self.filled == 0 && self.grown {
-            self.trim();
+        if self.filled == 0 {
+            self.target = OFFERED[0];
+            if self.grown {
+                self.trim();
+            }
         }
     }
 
@@ -195,7 +198,7 @@ impl Buffers {
 fn layout_of_entries() -> Layout {
     Layout::array::<BufRingEntry>(MOST)
         .and_then(|layout| layout.align_to(4096))
-        .expect("64 KiB is a valid layout")
+        .expect("512 KiB is a valid layout")
 }
 
 fn layout_of_chunk() -> Layout {

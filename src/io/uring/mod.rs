@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::{SockRef, Socket};
+use socket2::{SockAddr, SockRef, Socket};
 use tokio_util::sync::CancellationToken;
 
 use super::listen::{self, Ending, Next};
@@ -72,6 +72,40 @@ impl Uring {
     }
 }
 
+impl Uring {
+    /// See a connect that has begun through.
+    async fn connected(
+        &self,
+        socket: Socket,
+        addr: SockAddr,
+        mut connecting: Connecting,
+        deadline: Instant,
+    ) -> io::Result<Socket> {
+        loop {
+            match connecting {
+                Connecting::Done => return Ok(socket),
+                Connecting::BacklogFull => {
+                    sock::check(deadline)?;
+                    self.sleep_until(Instant::now() + sock::BACKLOG_RETRY).await;
+                }
+                Connecting::InProgress => {
+                    let writable = self.ring.poll(socket.as_raw_fd(), libc::POLLOUT as u32);
+                    // The connection first: late is better than never, and to be known.
+                    let connected = tokio::select! {
+                        biased;
+                        () = writable => socket.take_error()?.map_or(Ok(()), Err),
+                        () = self.sleep_until(deadline) => Err(io::ErrorKind::TimedOut.into()),
+                    };
+                    // The application may have accepted it all the same.
+                    connected.inspect_err(|_| sock::reset((&socket).into()))?;
+                    return Ok(socket);
+                }
+            }
+            connecting = sock::start_connect(&socket, &addr)?;
+        }
+    }
+}
+
 impl Engine for Uring {
     type Listener = Listener;
     type Stream = Socket;
@@ -113,24 +147,11 @@ impl Engine for Uring {
     }
 
     async fn dial(&self, app: &App, timeout: Duration) -> io::Result<Socket> {
-        let deadline = Instant::now() + timeout;
         let (socket, addr) = sock::for_app(app)?;
-        loop {
-            match sock::start_connect(&socket, &addr)? {
-                Connecting::Done => return Ok(socket),
-                Connecting::BacklogFull => {
-                    sock::check(deadline)?;
-                    self.sleep_until(Instant::now() + sock::BACKLOG_RETRY).await;
-                }
-                Connecting::InProgress => {
-                    let writable = self.ring.poll(socket.as_raw_fd(), libc::POLLOUT as u32);
-                    tokio::select! {
-                        () = writable => {}
-                        () = self.sleep_until(deadline) => return Err(io::ErrorKind::TimedOut.into()),
-                    }
-                    return socket.take_error()?.map_or(Ok(socket), Err);
-                }
-            }
+        match sock::start_connect(&socket, &addr)? {
+            Connecting::Done => Ok(socket),
+            // In a box: next door it is done by now, and an open connection keeps no room for it.
+            begun => Box::pin(self.connected(socket, addr, begun, Instant::now() + timeout)).await,
         }
     }
 
@@ -145,9 +166,11 @@ impl Engine for Uring {
 
     async fn discard(&self, stream: &Socket) {
         loop {
-            match (&mut &*stream).read(&mut [0; 4096]) {
+            // Not in the match: what it matches on would live on while it waits, 4 KiB of it.
+            let read = (&mut &*stream).read(&mut [0; 4096]);
+            match read {
                 Ok(0) => return,
-                Ok(_) => {}
+                Ok(_) => tokio::task::yield_now().await,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.ring.poll(stream.as_raw_fd(), libc::POLLIN as u32).await;

@@ -24,8 +24,11 @@ use super::ring::{Core, Kind};
 use crate::io::buf::{Buf, Size};
 use crate::io::flow::{Flow, Side};
 
-/// Buffers one way may hold before it stops to receive: what a peer that does not read can pin.
+/// Buffers one way may hold before it stops to receive.
 const HIGH: usize = 4;
+
+/// The same for a way whose sink has been seen not to read: what a stalled peer can pin.
+const HIGH_STALLED: usize = 1;
 
 /// Full buffers in a row after which a way goes over to bulk mode.
 const BULK_AFTER: u32 = 2;
@@ -33,8 +36,8 @@ const BULK_AFTER: u32 = 2;
 /// Buffers sent with one call.
 const VECTOR: usize = 8;
 
-/// All of it, or an error: a partial send would only make us ask again.
-const SEND: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+/// Not MSG_WAITALL: a peer that takes a little at a time has to be seen to take it.
+const SEND: i32 = libc::MSG_NOSIGNAL;
 
 /// One direction of a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,8 @@ struct Half {
     /// How many buffers at the head of `waiting` the kernel is sending. 0: none.
     sending: usize,
     message: Option<Box<Message>>,
+    /// The last send was not taken at once.
+    stalled: bool,
     /// Full buffers received in a row: the sign of a bulk transfer.
     full: u32,
     bulk: Bulk,
@@ -199,6 +204,7 @@ impl Half {
             waiting: VecDeque::new(),
             sending: 0,
             message: None,
+            stalled: false,
             full: 0,
             bulk: Bulk::Off,
             ended: false,
@@ -243,16 +249,14 @@ impl Core {
                 if half.full == BULK_AFTER {
                     half.bulk = Bulk::Wanted;
                 }
-                let stop = half.waiting.len() >= HIGH || matches!(half.bulk, Bulk::Wanted);
+                let high = if half.stalled { HIGH_STALLED } else { HIGH };
+                let stop = half.waiting.len() >= high || matches!(half.bulk, Bulk::Wanted);
                 let stop = stop && half.receive == Receive::On;
                 if stop {
                     half.receive = Receive::Stopping;
                 }
                 if half.sending == 0 {
                     self.send(key, way);
-                } else {
-                    // More came before the last was taken.
-                    relay.flow.block(way.from().other());
                 }
                 if stop {
                     self.cancel(way.receive().of(key));
@@ -290,6 +294,7 @@ impl Core {
             return self.sent_bulk(key, way, result);
         }
         if result > 0 {
+            half.stalled = false;
             relay.flow.moved(way.from(), result as usize);
             let mut left = result as u32;
             while left > 0 {
@@ -318,12 +323,18 @@ impl Core {
         self.go_on(key, way);
     }
 
-    /// After an enter: a send that is still out waits for its peer to read.
+    /// Nothing moves any more: a send that is still out waits for its peer to read.
     pub(super) fn note_unanswered(&mut self, key: usize, way: Way) {
-        if let Some(relay) = self.relays.get(key)
-            && relay.ways[way as usize].sending > 0
-        {
-            relay.flow.block(way.from().other());
+        let Some(relay) = self.relays.get_mut(key) else { return };
+        let half = &mut relay.ways[way as usize];
+        if half.sending == 0 {
+            return;
+        }
+        relay.flow.block(way.from().other());
+        half.stalled = true;
+        if half.receive == Receive::On && matches!(half.bulk, Bulk::Off) {
+            half.receive = Receive::Stopping;
+            self.cancel(way.receive().of(key));
         }
     }
 
@@ -360,7 +371,7 @@ impl Core {
                 self.send(key, way);
             } else if half.sending == 0 && half.ended {
                 half.done = true;
-                if half.end_of_file && !relay.flow.deliver(way.from()) {
+                if half.end_of_file && relay.flow.passes_on_end_of(way.from()) {
                     shutdown_write(half.sink);
                 }
             } else if half.receive == Receive::Off && !half.ended && half.waiting.is_empty() {
@@ -408,11 +419,26 @@ impl Core {
             let half = &mut self.relays[key].ways[way as usize];
             let (receiving, sending) = (half.receive != Receive::Off, half.sending > 0);
             if receiving {
-                self.cancel(way.receive().of(key));
+                self.recall_one(key, way.receive());
             }
             if sending {
-                self.cancel(way.send().of(key));
+                self.recall_one(key, way.send());
             }
+        }
+    }
+
+    fn recall_one(&mut self, key: usize, kind: Kind) {
+        let cancel = opcode::AsyncCancel::new(kind.of(key)).build();
+        self.push(cancel, Kind::Recall.of(key));
+    }
+
+    /// A cancel is back. One that found nothing may have looked while its operation was between
+    /// two waits, so ask again for what is still out.
+    pub(super) fn recalled(&mut self, key: usize, result: i32) {
+        let missed = result == -libc::ENOENT;
+        let open = |relay: &Relay| relay.stopping && relay.operations > 0;
+        if missed && self.relays.get(key).is_some_and(open) {
+            self.recall(key);
         }
     }
 

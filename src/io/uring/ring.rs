@@ -108,6 +108,7 @@ pub(super) enum Kind {
     SendUp = 3,
     SendDown = 4,
     Cancel = 5,
+    Recall = 6,
 }
 
 const KIND_BITS: u32 = 3;
@@ -124,6 +125,7 @@ impl Kind {
             2 => Self::ReceiveDown,
             3 => Self::SendUp,
             4 => Self::SendDown,
+            6 => Self::Recall,
             _ => Self::Cancel,
         };
         (kind, (user_data >> KIND_BITS) as usize)
@@ -189,32 +191,31 @@ impl Ring {
 
     /// Hand over and work off what there is; park on the eventfd when there is nothing.
     async fn drive(&self, event: AsyncFd<OwnedFd>) {
-        poll_fn(|cx| {
-            loop {
-                let busy = self.turn();
-                if busy {
-                    // The others first; then again.
-                    cx.waker().wake_by_ref();
-                    return Poll::<()>::Pending;
-                }
-                let mut core = self.core.borrow_mut();
-                core.driver = Some(cx.waker().clone());
-                core.uring.completion().enable_eventfd();
-                // The kernel posts work and then looks at the flag; we set the flag and then look
-                // for work: with a fence between, one of us sees the other.
-                fence(Ordering::SeqCst);
-                let late = core.pending();
-                match event.poll_read_ready(cx) {
-                    // The counter is never read: the registration is edge-triggered, and every
-                    // signal is an edge.
-                    Poll::Ready(Ok(mut guard)) => guard.clear_ready(),
-                    Poll::Ready(Err(_)) => return Poll::Ready(()),
-                    Poll::Pending if late => {}
-                    Poll::Pending => return Poll::Pending,
-                }
+        loop {
+            if self.turn() {
+                // The others first, and timers and sockets that tokio watches: waking ourselves
+                // instead would come before them.
+                tokio::task::yield_now().await;
+            } else if poll_fn(|cx| self.poll_park(&event, cx)).await.is_err() {
+                return;
             }
-        })
-        .await;
+        }
+    }
+
+    /// Ready when there may be something to do.
+    fn poll_park(&self, event: &AsyncFd<OwnedFd>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut core = self.core.borrow_mut();
+        core.driver = Some(cx.waker().clone());
+        core.uring.completion().enable_eventfd();
+        // The kernel posts work and then looks at the flag; we set the flag and then look for work:
+        // with a fence between, one of us sees the other.
+        fence(Ordering::SeqCst);
+        if core.pending() {
+            return Poll::Ready(Ok(()));
+        }
+        // The counter is never read: the registration is edge-triggered, and every signal is an
+        // edge.
+        event.poll_read_ready(cx).map_ok(|mut guard| guard.clear_ready())
     }
 
     /// Submit, complete, react, until nothing moves. `true`: it still moves, others were waiting.
@@ -226,7 +227,10 @@ impl Ring {
             core.enter();
             core.collect();
             if core.results.is_empty() && !core.dirty {
-                return false;
+                core.note_stalls();
+                if !core.dirty {
+                    return false;
+                }
             }
             core.dispatch();
         }
@@ -271,7 +275,11 @@ impl Core {
 
     /// Whether there is something for the next round.
     fn pending(&mut self) -> bool {
-        self.dirty || self.uring.submission().taskrun() || !self.uring.completion().is_empty()
+        let (submissions, taskrun, overflown) = {
+            let queue = self.uring.submission();
+            (self.dirty, queue.taskrun(), queue.cq_overflow())
+        };
+        submissions || taskrun || overflown || !self.uring.completion().is_empty()
     }
 
     #[allow(unsafe_code, reason = "see push")]
@@ -291,8 +299,11 @@ impl Core {
         }
         self.dirty = !self.uring.submission().is_empty() && !self.sqpoll
             || !self.overflow.is_empty()
-            || (refused && !self.sqpoll);
-        // Whoever was sent to and has not taken it by now has no room.
+            || refused;
+    }
+
+    /// Nothing moves: whoever was sent to and has not taken it by now has no room.
+    fn note_stalls(&mut self) {
         let mut sent = std::mem::take(&mut self.sent);
         for (key, way) in sent.drain(..) {
             self.note_unanswered(key, way);
@@ -320,6 +331,7 @@ impl Core {
                 Kind::ReceiveDown => self.received(key, Way::Down, result, flags),
                 Kind::SendUp => self.sent(key, Way::Up, result),
                 Kind::SendDown => self.sent(key, Way::Down, result),
+                Kind::Recall => self.recalled(key, result),
                 Kind::Cancel => {}
             }
         }
@@ -332,6 +344,21 @@ impl Core {
         let change = filled.wrapping_sub(self.told);
         self.told = filled;
         self.gauges.buffers.fetch_add(change, Ordering::Relaxed);
+    }
+
+    /// Have the kernel take everything that is queued.
+    fn flush(&mut self) {
+        /// The kernel refuses only while it is out of memory; do not wait for that for ever.
+        const TRIES: usize = 1_000;
+        for _ in 0..TRIES {
+            self.enter();
+            if self.sqpoll {
+                let _ = self.uring.submitter().squeue_wait();
+            }
+            if self.overflow.is_empty() && self.uring.submission().is_empty() {
+                return;
+            }
+        }
     }
 
     fn polled(&mut self, key: usize) {
@@ -390,7 +417,7 @@ impl Drop for Relaying {
             core.stop(self.key);
             core.relays[self.key].forget();
             // The sockets are about to be closed: nothing queued may still name their descriptors.
-            core.enter();
+            core.flush();
         }
         core.reap(self.key);
     }
