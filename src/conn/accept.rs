@@ -83,8 +83,8 @@ async fn begin<E: Engine>(
         return;
     };
     let config = port.config();
-    let conn = Conn { client, app: None, permit: None, config, entry };
-    let story = serve(engine.clone(), port.clone(), conn, admission);
+    let conn = Conn { client, app: None, admission: Some(admission), config, entry };
+    let story = serve(engine.clone(), port.clone(), conn);
     engine.spawn(connections.track_future(story));
 }
 

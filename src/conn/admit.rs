@@ -14,30 +14,20 @@ use crate::io::Engine;
 use crate::limit::{Entry, Permit, Ticket};
 use crate::outcome::{Outcome, Reason};
 
-/// The slot, or why there is none.
+/// Turn the gate's answer into a slot, held by `conn`, or say why there is none.
 pub(super) async fn admit<E: Engine>(
     engine: &E,
     port: &Port,
-    conn: &Conn<E>,
-    entry: Entry,
-) -> Result<Permit, Outcome> {
-    let admitted = match entry {
-        Entry::Admit(permit) => Ok(permit),
-        Entry::Refuse(reason) => Err(reason),
-        Entry::Wait(ticket) => {
-            // In a box: only those who wait pay for its timer and its watch.
-            let admitted = Box::pin(wait(engine, conn, ticket)).await;
-            port.metrics.wait(conn.age(Instant::now()));
-            admitted
-        }
-    };
-    match admitted {
-        Ok(permit) => {
-            port.metrics.admit();
-            Ok(permit)
-        }
-        Err(reason) => Err(Outcome::Refused(reason)),
+    conn: &mut Conn<E>,
+) -> Result<(), Outcome> {
+    if let Some(Entry::Wait(ticket)) = conn.admission.take_if(|a| matches!(a, Entry::Wait(_))) {
+        // In a box: only those who wait pay for its timer and its watch.
+        let admitted = Box::pin(wait(engine, conn, ticket)).await;
+        port.metrics.wait(conn.age(Instant::now()));
+        conn.admission = Some(Entry::Admit(admitted.map_err(Outcome::Refused)?));
     }
+    port.metrics.admit();
+    Ok(())
 }
 
 /// The queue. First come, first served is the gate's business; here the client is watched, so that

@@ -26,7 +26,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::io::{Engine, Side};
-use crate::limit::{Entry, Permit};
+use crate::limit::Entry;
 use crate::outcome::Outcome;
 
 pub use accept::accept;
@@ -78,7 +78,8 @@ pub enum QueuedHalfClose {
 struct Conn<E: Engine> {
     client: E::Stream,
     app: Option<E::Stream>,
-    permit: Option<Permit>,
+    /// The gate's answer; once admitted, the slot. Empty only while it waits.
+    admission: Option<Entry>,
     /// The port's settings when the connection came.
     config: Arc<Config>,
     entry: Registered,
@@ -86,15 +87,10 @@ struct Conn<E: Engine> {
 
 /// Carry one admitted or queued connection to its end. Not an `async fn`, which would keep room for
 /// its arguments twice.
-fn serve<E: Engine>(
-    engine: E,
-    port: Arc<Port>,
-    mut conn: Conn<E>,
-    entry: Entry,
-) -> impl Future<Output = ()> {
+fn serve<E: Engine>(engine: E, port: Arc<Port>, mut conn: Conn<E>) -> impl Future<Output = ()> {
     async move {
         let outcome = {
-            let story = pin!(carry(&engine, &port, &mut conn, entry));
+            let story = pin!(carry(&engine, &port, &mut conn));
             contain(story).await
         };
         release::release(&engine, &port, conn, outcome);
@@ -112,13 +108,8 @@ async fn contain(mut story: Pin<&mut impl Future<Output = Result<Outcome, Outcom
 }
 
 /// The stages. Each hands on, or says how it ended.
-async fn carry<E: Engine>(
-    engine: &E,
-    port: &Port,
-    conn: &mut Conn<E>,
-    entry: Entry,
-) -> Result<Outcome, Outcome> {
-    conn.permit = Some(admit::admit(engine, port, conn, entry).await?);
+async fn carry<E: Engine>(engine: &E, port: &Port, conn: &mut Conn<E>) -> Result<Outcome, Outcome> {
+    admit::admit(engine, port, conn).await?;
     conn.entry.enter(Stage::Connecting);
     conn.app = Some(connect::connect(engine, port, conn).await?);
     conn.entry.enter(Stage::Relaying);
@@ -142,7 +133,7 @@ mod tests {
     use crate::io::epoll::Epoll;
     use crate::io::uring::Uring;
 
-    fn size_of_story<E: Engine, F>(_: fn(E, Arc<Port>, Conn<E>, Entry) -> F) -> usize {
+    fn size_of_story<E: Engine, F>(_: fn(E, Arc<Port>, Conn<E>) -> F) -> usize {
         size_of::<F>()
     }
 
@@ -151,7 +142,7 @@ mod tests {
     #[test]
     fn the_story_of_a_connection_is_small() {
         for size in [size_of_story(serve::<Uring>), size_of_story(serve::<Epoll>)] {
-            assert!(size <= 900, "the future has grown to {size} bytes");
+            assert!(size <= 850, "the future has grown to {size} bytes");
         }
     }
 

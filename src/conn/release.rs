@@ -14,7 +14,7 @@ use crate::outcome::{Fault, Outcome};
 /// End `conn` as `outcome` says.
 pub(super) fn release<E: Engine>(engine: &E, port: &Port, conn: Conn<E>, outcome: Outcome) {
     let bytes = conn.bytes();
-    let Conn { client, app, permit, config, entry } = conn;
+    let Conn { client, app, admission, config, entry } = conn;
     match outcome {
         // Never reached the application, or not far enough to have been heard.
         Outcome::Refused(_) => {
@@ -39,7 +39,7 @@ pub(super) fn release<E: Engine>(engine: &E, port: &Port, conn: Conn<E>, outcome
         Outcome::Served | Outcome::IdleTimeout => {}
     }
     drop(app);
-    drop(permit);
+    drop(admission);
     drop(client);
     count(port, &entry, outcome, bytes);
 }
