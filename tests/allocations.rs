@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate::io::epoll::Epoll;
+use tidegate::io::flow::Patience;
 use tidegate::io::uring::Uring;
 use tidegate::io::{App, Engine, Flow, listen};
 use tokio_util::sync::CancellationToken;
@@ -73,7 +74,8 @@ async fn forwards_without_allocating<E: Engine>(engine: E, size: usize) {
             }
         }
     });
-    let flow = Rc::new(Flow::new(Arc::default(), Arc::default(), false, Instant::now()));
+    let flow =
+        Rc::new(Flow::new(Arc::default(), Arc::default(), Patience::ENDLESS, Instant::now()));
     let relaying = engine.relay(&inner, &outer, &flow);
     let watching = async {
         let mut counts = Vec::with_capacity(2);

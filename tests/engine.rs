@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockRef, Socket};
 use tidegate::io::epoll::Epoll;
+use tidegate::io::flow::Patience;
 use tidegate::io::uring::Uring;
 use tidegate::io::{App, Engine, Flow, Gauges, Side, Traffic, listen};
 use tokio_util::sync::CancellationToken;
@@ -89,7 +90,7 @@ async fn pair<E: Engine>(engine: &E) -> (TcpStream, TcpStream, E::Stream, E::Str
 }
 
 fn flow() -> Rc<Flow> {
-    Rc::new(Flow::new(Arc::default(), Arc::default(), false, Instant::now()))
+    Rc::new(Flow::new(Arc::default(), Arc::default(), Patience::ENDLESS, Instant::now()))
 }
 
 fn pattern(length: usize) -> Vec<u8> {
@@ -173,6 +174,34 @@ on_both_engines! {
         assert_eq!(flow.broken(), Some(Side::App));
         app.join().expect("application");
         drop(peer.join().expect("client"));
+    }
+
+    /// P9: an application that resets while the client's upload is stuck must not look to the client
+    /// like one that has ended: no FIN before the RST.
+    fn a_reset_behind_a_stuck_upload_is_no_end_of_file<E>(engine: E) {
+        let (client, mut served, inner, outer) = pair(&engine).await;
+        client.set_nonblocking(true).expect("set");
+        let flow = flow();
+        let relaying = engine.relay(&inner, &outer, &flow);
+        let upload = async {
+            let mut full = 0;
+            while full < 20 {
+                match (&client).write(&pattern(64 << 10)) {
+                    Ok(_) => full = 0,
+                    Err(_) => full += 1,
+                }
+                engine.sleep_until(Instant::now() + Duration::from_millis(2)).await;
+            }
+            served.write_all(b"half an ans").expect("written");
+            SockRef::from(&served).set_linger(Some(Duration::ZERO)).expect("set");
+            drop(served);
+        };
+        tokio::join!(relaying, upload);
+        assert_eq!(flow.broken(), Some(Side::App));
+        let mut heard = vec![0; 64];
+        while let Ok(n) = (&client).read(&mut heard) {
+            assert_ne!(n, 0, "the client reads an end of file");
+        }
     }
 
     /// A relay that is broken off ends although both peers are silent, or stuck.

@@ -85,8 +85,8 @@ struct Conn<E: Engine> {
     entry: Registered,
 }
 
-/// Carry one admitted or queued connection to its end. Not an `async fn`, which would keep room for
-/// its arguments twice.
+/// Carry one admitted or queued connection to its end.
+#[allow(clippy::manual_async_fn, reason = "an async fn would keep room for its arguments twice")]
 fn serve<E: Engine>(engine: E, port: Arc<Port>, mut conn: Conn<E>) -> impl Future<Output = ()> {
     async move {
         let outcome = {

@@ -23,14 +23,15 @@ pub(super) async fn relay<E: Engine>(engine: &E, port: &Port, conn: &Conn<E>) ->
     let app = conn.app.as_ref().expect("connect comes before relay");
     let patience = Patience {
         idle: conn.config.idle_timeout,
-        write_stall: Some(conn.config.write_stall_timeout),
+        // Looked at twice: between the two looks it has to have taken something.
+        write_stall: Some(conn.config.write_stall_timeout / 2),
         abandon: Some(conn.config.abandon_timeout),
     };
     let traffic = conn.entry.traffic().clone();
     let totals = port.metrics.bytes.clone();
-    let flow = Rc::new(Flow::new(traffic, totals, patience.idle.is_some(), Instant::now()));
+    let flow = Rc::new(Flow::new(traffic, totals, patience, Instant::now()));
 
-    let halt = move_bytes(engine, port, conn, app, &flow, &patience).await;
+    let halt = move_bytes(engine, port, conn, app, &flow).await;
     match (halt, flow.broken()) {
         (Some(Halt::Cut), _) => Outcome::Cut,
         (Some(Halt::Overdue(Overdue::Stalled(Side::Client))), _) => Outcome::ClientStalled,
@@ -51,14 +52,22 @@ async fn move_bytes<E: Engine>(
     conn: &Conn<E>,
     app: &E::Stream,
     flow: &Rc<Flow>,
-    patience: &Patience,
 ) -> Option<Halt> {
     let mut moving = pin!(engine.relay(&conn.client, app, flow));
-    let halt = tokio::select! {
-        biased;
-        () = &mut moving => return None,
-        overdue = flow.overdue(patience, |at| engine.sleep_until(at)) => Halt::Overdue(overdue),
-        () = port.shared.cut.cancelled() => Halt::Cut,
+    let halt = loop {
+        let overdue = tokio::select! {
+            biased;
+            () = &mut moving => return None,
+            overdue = flow.overdue(|at| engine.sleep_until(at)) => overdue,
+            () = port.shared.cut.cancelled() => break Halt::Cut,
+        };
+        if let Overdue::Stalled(side) = overdue {
+            let sink = if side == Side::Client { &conn.client } else { app };
+            if flow.takes_slowly(side, sock::unacknowledged(engine.socket(sink))) {
+                continue;
+            }
+        }
+        break Halt::Overdue(overdue);
     };
     flow.break_off();
     moving.await;

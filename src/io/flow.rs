@@ -37,6 +37,11 @@ pub struct Patience {
     pub abandon: Option<Duration>,
 }
 
+impl Patience {
+    /// For ever.
+    pub const ENDLESS: Self = Self { idle: None, write_stall: None, abandon: None };
+}
+
 /// Why a relay has to be broken off from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overdue {
@@ -56,12 +61,15 @@ pub struct Flow {
     totals: Arc<[AtomicU64; 2]>,
     /// Whether `last_moved` is kept: costs a clock reading per read.
     timed: Cell<bool>,
+    patience: Patience,
     last_moved: Cell<Instant>,
     finished: [Cell<bool>; 2],
     /// All of this side's bytes have been delivered, or will never be.
     delivered: [Cell<bool>; 2],
     /// Since when bytes for this side wait to be taken.
     blocked: [Cell<Option<Instant>>; 2],
+    /// What a blocked side's kernel had not acknowledged when it was last asked.
+    unacknowledged: [Cell<Option<i32>>; 2],
     broke: Cell<Option<Side>>,
     /// Whether the relay has to stop, whatever state it is in.
     broken_off: Cell<bool>,
@@ -92,21 +100,23 @@ impl Traffic {
 }
 
 impl Flow {
-    /// A relay that begins now. `timed`: whether an idle timeout has to be kept.
+    /// A relay that begins now.
     pub fn new(
         traffic: Arc<Traffic>,
         totals: Arc<[AtomicU64; 2]>,
-        timed: bool,
+        patience: Patience,
         now: Instant,
     ) -> Self {
         Self {
             traffic,
             totals,
-            timed: Cell::new(timed),
+            timed: Cell::new(patience.idle.is_some()),
+            patience,
             last_moved: Cell::new(now),
             finished: Default::default(),
             delivered: Default::default(),
             blocked: Default::default(),
+            unacknowledged: Default::default(),
             broke: Cell::new(None),
             broken_off: Cell::new(false),
             changed: Cell::new(false),
@@ -124,6 +134,7 @@ impl Flow {
             self.last_moved.set(Instant::now());
         }
         self.blocked[side.other().index()].set(None);
+        self.unacknowledged[side.other().index()].set(None);
     }
 
     /// The engine has read the end of `side`'s bytes.
@@ -149,6 +160,18 @@ impl Flow {
             since.set(Some(Instant::now()));
             self.wake();
         }
+    }
+
+    /// `side` has been blocked for too long, and its kernel has not acknowledged this many bytes.
+    /// Whether that is less than the last time, so that it takes them after all, if slowly: the
+    /// engine is told of room only when much has come free. The first time counts as yes.
+    pub fn takes_slowly(&self, side: Side, unacknowledged: Option<i32>) -> bool {
+        let before = self.unacknowledged[side.index()].replace(unacknowledged);
+        let takes = before.is_none() || unacknowledged < before;
+        if takes {
+            self.blocked[side.index()].set(Some(Instant::now()));
+        }
+        takes
     }
 
     /// `side` reset the connection, or it failed on that side.
@@ -178,14 +201,13 @@ impl Flow {
         self.finished[side.index()].get()
     }
 
-    /// Resolves when the relay has been in one state for longer than `patience` allows.
+    /// Resolves when the relay has been in one state for longer than its patience allows.
     pub async fn overdue<S: Future<Output = ()>>(
         &self,
-        patience: &Patience,
         sleep_until: impl Fn(Instant) -> S,
     ) -> Overdue {
         loop {
-            let Some((why, at)) = self.next_deadline(patience) else {
+            let Some((why, at)) = self.next_deadline() else {
                 poll_fn(|cx| self.poll_changed(cx)).await;
                 continue;
             };
@@ -203,8 +225,8 @@ impl Flow {
     }
 
     /// What will be overdue first if nothing changes, and when.
-    fn next_deadline(&self, patience: &Patience) -> Option<(Overdue, Instant)> {
-        let moved = self.last_moved.get();
+    fn next_deadline(&self) -> Option<(Overdue, Instant)> {
+        let (patience, moved) = (self.patience, self.last_moved.get());
         let stalled = |side: Side| {
             let since = self.blocked[side.index()].get()?;
             Some((Overdue::Stalled(side), since + patience.write_stall?))
@@ -253,33 +275,42 @@ mod tests {
         abandon: Some(Duration::from_secs(10)),
     };
 
-    fn flow(timed: bool) -> Flow {
-        Flow::new(Arc::default(), Arc::default(), timed, Instant::now())
+    fn flow() -> Flow {
+        Flow::new(Arc::default(), Arc::default(), PATIENCE, Instant::now())
     }
 
     #[test]
     fn a_connection_that_just_carries_bytes_has_no_deadline() {
-        let flow = flow(false);
+        let flow = flow();
         flow.moved(Side::Client, 10);
-        assert_eq!(flow.next_deadline(&PATIENCE), None);
+        assert_eq!(flow.next_deadline(), None);
         assert_eq!(flow.traffic.from(Side::Client), 10);
     }
 
     #[test]
     fn progress_ends_a_stall() {
-        let flow = flow(false);
+        let flow = flow();
         flow.block(Side::App);
-        assert_eq!(flow.next_deadline(&PATIENCE).unwrap().0, Overdue::Stalled(Side::App));
+        assert_eq!(flow.next_deadline().unwrap().0, Overdue::Stalled(Side::App));
         flow.moved(Side::Client, 1);
-        assert_eq!(flow.next_deadline(&PATIENCE), None);
+        assert_eq!(flow.next_deadline(), None);
+    }
+
+    #[test]
+    fn who_acknowledges_a_little_is_not_stuck() {
+        let flow = flow();
+        flow.block(Side::Client);
+        assert!(flow.takes_slowly(Side::Client, Some(900)));
+        assert!(flow.takes_slowly(Side::Client, Some(800)));
+        assert!(!flow.takes_slowly(Side::Client, Some(800)));
     }
 
     #[test]
     fn the_side_that_has_not_finished_is_the_one_waited_for() {
-        let flow = flow(false);
+        let flow = flow();
         flow.finish(Side::Client);
-        assert_eq!(flow.next_deadline(&PATIENCE).unwrap().0, Overdue::Unfinished(Side::App));
+        assert_eq!(flow.next_deadline().unwrap().0, Overdue::Unfinished(Side::App));
         flow.finish(Side::App);
-        assert_eq!(flow.next_deadline(&PATIENCE), None);
+        assert_eq!(flow.next_deadline(), None);
     }
 }

@@ -22,6 +22,7 @@ use socket2::Socket;
 use tokio_util::sync::CancellationToken;
 
 use super::epoll::Epoll;
+use super::flow::Patience;
 use super::uring::Uring;
 use super::{App, Engine, EngineChoice, Flow, listen};
 
@@ -189,7 +190,8 @@ async fn round_trip<E: Engine>(engine: &E) -> io::Result<()> {
     let (client, _) = engine.accept(&listener, &stop).await?.expect("nobody stops this listener");
     let client = engine.adopt(client)?;
     let app = engine.dial(&App::Tcp(back), PEER_PATIENCE).await?;
-    let flow = Rc::new(Flow::new(Arc::default(), Arc::default(), false, Instant::now()));
+    let flow =
+        Rc::new(Flow::new(Arc::default(), Arc::default(), Patience::ENDLESS, Instant::now()));
     tokio::time::timeout(PATIENCE / 2, engine.relay(&client, &app, &flow)).await?;
     drop((client, app));
     peers.join().map_err(|_| io::Error::other("the ladder's peers panicked"))?
@@ -222,7 +224,8 @@ async fn cancelled_read(engine: &Uring) -> io::Result<()> {
     let (other, _) = listener.accept()?;
 
     let (client, app) = (Socket::from(silent.try_clone()?), Socket::from(other));
-    let flow = Rc::new(Flow::new(Arc::default(), Arc::default(), false, Instant::now()));
+    let flow =
+        Rc::new(Flow::new(Arc::default(), Arc::default(), Patience::ENDLESS, Instant::now()));
     flow.break_off();
     tokio::time::timeout(PATIENCE / 4, engine.relay(&client, &app, &flow)).await?;
 

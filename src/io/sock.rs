@@ -89,3 +89,14 @@ pub fn start_connect(socket: &Socket, to: &SockAddr) -> io::Result<Connecting> {
 pub fn check(deadline: Instant) -> io::Result<()> {
     if Instant::now() < deadline { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
+
+/// Bytes that were handed to the kernel and that the peer has not acknowledged yet. `None`: not a
+/// socket that can say.
+#[allow(unsafe_code, reason = "SIOCOUTQ has no safe interface")]
+pub fn unacknowledged(socket: SockRef<'_>) -> Option<i32> {
+    use std::os::fd::AsRawFd;
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which has the number of TIOCOUTQ, writes one int to where it is told.
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    (answer == 0).then_some(bytes)
+}
