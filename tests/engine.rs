@@ -1,5 +1,5 @@
 //! Both engines against the promises their trait makes: one suite, run once per engine.
-//! Hazards T17, T22, T23, T24 in the spirit of their pass lines; nothing here sleeps to synchronise.
+//! Nothing here sleeps to synchronise.
 
 use std::future::Future;
 use std::io::{Read, Write};
@@ -226,7 +226,7 @@ on_both_engines! {
         relaying.await;
     }
 
-    /// Hazards 3.4: dropping any future loses nothing and leaves nothing behind, a thousand times.
+    /// Dropping any future loses nothing and leaves nothing behind, a thousand times.
     fn futures_may_be_dropped_at_any_time<E>(engine: E) {
         let (_client, _served, inner, outer) = pair(&engine).await;
         let socket = listen::open(SocketAddr::from(([127, 0, 0, 1], 0))).expect("listens");
@@ -283,7 +283,7 @@ on_both_engines! {
         assert_eq!((n, &unread), (5, b"hello"));
     }
 
-    /// T03: an application whose backlog is full is given up after the timeout, on time, and the
+    /// An application whose backlog is full is given up after the timeout, on time, and the
     /// descriptor is gone.
     fn a_dial_nobody_answers_times_out<E>(engine: E) {
         let app = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
@@ -305,7 +305,7 @@ on_both_engines! {
         assert_eq!(open_descriptors(), before);
     }
 
-    /// T22: more relays than the submission queue has room for, all of them busy.
+    /// More relays than the submission queue has room for, all of them busy.
     fn more_relays_than_the_queue_holds<E>(engine: E) {
         const RELAYS: usize = 1_000;
         let mut ends = Vec::new();
@@ -343,7 +343,7 @@ fn unsafe_init(buf: &mut [u8]) -> &mut [std::mem::MaybeUninit<u8>] {
     unsafe { &mut *(std::ptr::from_mut(buf) as *mut [std::mem::MaybeUninit<u8>]) }
 }
 
-/// Hazards 8: what every timeout on tokio-uring relies on. `shutdown(2)` completes a pending read
+/// What every timeout on tokio-uring relies on. `shutdown(2)` completes a pending read
 /// of a ring promptly; dropping the future would not.
 #[test]
 fn shutdown_completes_a_pending_ring_read() {
@@ -364,7 +364,7 @@ fn shutdown_completes_a_pending_ring_read() {
     });
 }
 
-/// T24: an engine that ends right after its work was dropped, again and again: it waits until the
+/// An engine that ends right after its work was dropped, again and again: it waits until the
 /// kernel has nothing of it, and no descriptor stays behind.
 #[test]
 fn an_engine_ends_only_when_the_kernel_has_nothing_of_it() {

@@ -76,7 +76,7 @@ fn introduce<E: Engine>(
     {
         if local == *to {
             // Linux connects a socket to itself when nobody listens on a port and the socket was
-            // given that very port as its own (hazards A14).
+            // given that very port as its own.
             return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
         }
         if port.shared.is_loop(local, *to) {

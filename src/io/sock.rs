@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use super::App;
 
 /// A peer that vanished without a word is noticed after 30 s of silence and 3 probes 10 s apart:
-/// within a minute and a half also on a path that needs a few retransmissions (hazards A12).
+/// within a minute and a half also on a path that needs a few retransmissions.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;

@@ -15,6 +15,8 @@ engines!(
     an_application_that_never_ends_is_abandoned,
     a_silent_connection_times_out,
     a_client_that_does_not_read_is_cut,
+    a_client_that_reads_slowly_is_served,
+    clients_that_do_not_read_starve_nobody,
     ten_thousand_idle_connections,
     a_hundred_thousand_cancelled,
 );
@@ -148,6 +150,53 @@ fn a_client_that_does_not_read_is_cut(engine: Engine) {
     let gateway = setup.set("write-stall-timeout", "500ms").set("abandon-timeout", "500ms").start();
     let _client = Client::connect(gateway.address).expect("connects");
     until("it is counted", SOON, || gateway.port().outcome("client_stalled") == 1);
+    gateway.assert_clean();
+}
+
+/// P9: `write-stall-timeout` is about taking nothing; who takes a little now and then is not stuck,
+/// however large the buffers are that have to empty before the gateway can write again.
+fn a_client_that_reads_slowly_is_served(engine: Engine) {
+    use std::io::Read;
+    let oracle = Oracle::start(Script::EndFirst(64 << 20));
+    let (setup, _) = one_slot(engine, &oracle);
+    let gateway = setup.set("write-stall-timeout", "600ms").start();
+    let mut client = Client::connect(gateway.address).expect("connects");
+    let start = std::time::Instant::now();
+    let mut sip = [0; 64 << 10];
+    while start.elapsed() < Duration::from_secs(3) {
+        client.stream.read_exact(&mut sip).expect("still served");
+        // The pause is the behaviour under test: shorter than the patience, longer than a turn.
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    assert_eq!(gateway.port().outcome("client_stalled"), 0);
+    drop(client);
+    gateway.assert_clean();
+}
+
+/// P7, P10: clients that send and never read pin little, and nobody else waits for what they pin.
+fn clients_that_do_not_read_starve_nobody(engine: Engine) {
+    use std::io::Write;
+    let oracle = Oracle::start(Script::Echo);
+    let gateway = Setup::new(engine, oracle.address).start();
+    let stuck: Vec<_> = (0..scale(150, 1_100))
+        .map(|_| {
+            let client = Client::connect(gateway.address).expect("connects");
+            client.stream.set_nonblocking(true).expect("set");
+            client
+        })
+        .collect();
+    // Until none of them can send any more: both ways of each are full.
+    let mut full = 0;
+    while full < 20 {
+        let sent = stuck.iter().filter(|c| (&c.stream).write(&[7; 16 << 10]).is_ok()).count();
+        full = if sent == 0 { full + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut other = Client::connect(gateway.address).expect("connects");
+    let start = std::time::Instant::now();
+    echo_once(&mut other);
+    assert!(start.elapsed() < slack(Duration::from_millis(300)), "{:?}", start.elapsed());
+    drop((stuck, other));
     gateway.assert_clean();
 }
 

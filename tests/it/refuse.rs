@@ -106,14 +106,22 @@ fn reset_refuses_with_a_reset(engine: Engine) {
     gateway.assert_clean();
 }
 
-/// `tcp-refuse hold`: nobody is refused; those who do not fit wait in the kernel's backlog.
+/// `tcp-refuse hold`: nobody is refused; those who do not fit wait in the kernel's backlog, or, when
+/// another worker was quicker, in the hands of the one that accepted them.
 fn hold_lets_the_kernel_wait(engine: Engine) {
+    for workers in [1, 2] {
+        hold_with(engine, workers);
+    }
+}
+
+fn hold_with(engine: Engine, workers: u32) {
     let oracle = Oracle::start(Script::Held);
     let gateway = Setup::new(engine, oracle.address)
         .set("limit", 2)
         .set("queue-length", 2)
         .set("queue-timeout", "60s")
         .set("tcp-refuse", "hold")
+        .set("workers", workers)
         .start();
     let mut clients: Vec<_> =
         (0..30).map(|_| Client::asking(gateway.address, Duration::ZERO)).collect();

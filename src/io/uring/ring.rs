@@ -432,7 +432,7 @@ pub fn builder(sqpoll: bool) -> io_uring::Builder {
         builder.setup_sqpoll(IDLE_MS);
     } else {
         // Completions are worked off inside our own enter, not by interrupting us: half the cost
-        // per message (design 5).
+        // per message (ARCHITECTURE.md).
         builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
     }
     builder
