@@ -170,18 +170,20 @@ impl Engine for Epoll {
     }
 
     async fn relay(&self, client: &Stream, app: &Stream, flow: &Rc<Flow>) {
-        let mut up = Pump::new(Side::Client, client, app);
-        let mut down = Pump::new(Side::App, app, client);
+        let mut up_pump = Pump::new(Side::Client, client, app);
+        let mut down_pump = Pump::new(Side::App, app, client);
+        let last_words = |pump: &Pump<'_>| !pump.is_blocked() && !flow.is_finished(pump.from);
         poll_fn(|cx| {
-            let up = up.poll(cx, &self.pool, flow);
-            let down = down.poll(cx, &self.pool, flow);
+            let up = up_pump.poll(cx, &self.pool, flow);
+            let down = down_pump.poll(cx, &self.pool, flow);
             if flow.is_broken_off() {
                 return Poll::Ready(());
             }
+            // Whoever broke it may have sent bytes before: they go on their way for as long as the
+            // other side takes them.
             match flow.broken() {
-                // Whoever broke it may have sent bytes before: they are on their way `down`.
-                Some(Side::App) if down.is_pending() && !flow.is_finished(Side::App) => down,
-                Some(Side::Client) if up.is_pending() && !flow.is_finished(Side::Client) => up,
+                Some(Side::App) if down.is_pending() && last_words(&down_pump) => Poll::Pending,
+                Some(Side::Client) if up.is_pending() && last_words(&up_pump) => Poll::Pending,
                 Some(_) => Poll::Ready(()),
                 None if up.is_ready() && down.is_ready() => Poll::Ready(()),
                 None => Poll::Pending,
@@ -272,6 +274,11 @@ impl<'a> Pump<'a> {
     fn new(from: Side, source: &'a Stream, sink: &'a Stream) -> Self {
         let state = State::Reading;
         Self { from, source, sink, eager: true, size: Size::Small, state }
+    }
+
+    /// Whether there are bytes the sink does not take. Only true of a pump that is pending.
+    const fn is_blocked(&self) -> bool {
+        matches!(self.state, State::Writing { .. })
     }
 
     /// Move what can be moved now. Ready when this way has ended, whichever way it did.

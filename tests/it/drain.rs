@@ -148,8 +148,8 @@ fn the_queue_is_served_while_it_closes(engine: Engine) {
     let mut clients = fill(&gateway, &oracle, 20);
     let draining = gateway.drain();
     until("it closes", SOON, || gateway.status().phase == "closing");
-    let refused = TcpStream::connect(gateway.address);
-    assert!(refused.is_err(), "nobody listens any more");
+    // The phase is told first; whoever slips in before the worker has heard of it is answered.
+    until("nobody listens any more", SOON, || TcpStream::connect(gateway.address).is_err());
     oracle.release(21);
     for client in &mut clients {
         assert_eq!(client.end(), End::Answered);

@@ -66,7 +66,7 @@ impl Uring {
                     Ok(answer)
                 }
                 // Nothing moves without it: whoever runs this thread has to know.
-                _ = &mut driver => Err(io::Error::other("the ring's driver has failed")),
+                failed = &mut driver => Err(failed.unwrap_or_else(io::Error::other)),
             }
         })
     }

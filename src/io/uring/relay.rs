@@ -187,11 +187,11 @@ impl Relay {
         self.stopping || self.ways.iter().all(|way| way.done) || self.broken_side_has_spoken()
     }
 
-    /// One side broke, and what it had said before has been delivered.
+    /// One side broke, and what it had said before has been delivered, or is not taken.
     fn broken_side_has_spoken(&self) -> bool {
         let Some(side) = self.flow.broken() else { return false };
         let last_words = &self.ways[Way::out_of(side) as usize];
-        last_words.done
+        last_words.done || (last_words.stalled && last_words.sending > 0)
     }
 }
 
@@ -336,6 +336,7 @@ impl Core {
             half.receive = Receive::Stopping;
             self.cancel(way.receive().of(key));
         }
+        self.settle(key);
     }
 
     /// Break the relay off: bring every operation back, deliver nothing more.
@@ -548,6 +549,7 @@ impl Core {
             half.done = true;
         } else if !relay.stopping {
             let done = done + result.max(0) as usize;
+            half.stalled = false;
             relay.flow.moved(way.from(), result.max(0) as usize);
             if done < filled {
                 self.send_bulk(key, way, buf, done, filled);

@@ -134,8 +134,11 @@ impl Kind {
 
 impl Ring {
     /// A ring of this thread, and the future that drives it: poll it for as long as the ring is
-    /// used. `sqpoll`: let a kernel thread submit.
-    pub fn new(sqpoll: bool, gauges: Arc<Gauges>) -> io::Result<(Self, impl Future<Output = ()>)> {
+    /// used. It ends only if the kernel will not work for the ring any more, and says why. `sqpoll`: let a kernel thread submit.
+    pub fn new(
+        sqpoll: bool,
+        gauges: Arc<Gauges>,
+    ) -> io::Result<(Self, impl Future<Output = io::Error>)> {
         let uring = builder(sqpoll).build(ENTRIES)?;
         // Saves looking the descriptor up at each enter; older kernels cannot.
         let _ = uring.submitter().register_ring_fd();
@@ -190,14 +193,18 @@ impl Ring {
     }
 
     /// Hand over and work off what there is; park on the eventfd when there is nothing.
-    async fn drive(&self, event: AsyncFd<OwnedFd>) {
+    async fn drive(&self, event: AsyncFd<OwnedFd>) -> io::Error {
         loop {
-            if self.turn() {
+            match self.turn() {
                 // The others first, and timers and sockets that tokio watches: waking ourselves
                 // instead would come before them.
-                tokio::task::yield_now().await;
-            } else if poll_fn(|cx| self.poll_park(&event, cx)).await.is_err() {
-                return;
+                Ok(true) => tokio::task::yield_now().await,
+                Ok(false) => {
+                    if let Err(error) = poll_fn(|cx| self.poll_park(&event, cx)).await {
+                        return error;
+                    }
+                }
+                Err(error) => return error,
             }
         }
     }
@@ -219,22 +226,22 @@ impl Ring {
     }
 
     /// Submit, complete, react, until nothing moves. `true`: it still moves, others were waiting.
-    fn turn(&self) -> bool {
+    fn turn(&self) -> io::Result<bool> {
         let mut core = self.core.borrow_mut();
         core.driver = None;
         core.uring.completion().disable_eventfd();
         for _ in 0..ROUNDS {
-            core.enter();
+            core.enter()?;
             core.collect();
             if core.results.is_empty() && !core.dirty {
                 core.note_stalls();
                 if !core.dirty {
-                    return false;
+                    return Ok(false);
                 }
             }
             core.dispatch();
         }
-        true
+        Ok(true)
     }
 }
 
@@ -283,13 +290,17 @@ impl Core {
     }
 
     #[allow(unsafe_code, reason = "see push")]
-    fn enter(&mut self) {
+    fn enter(&mut self) -> io::Result<()> {
         if !self.pending() && !self.sqpoll {
-            return;
+            return Ok(());
         }
         self.dirty = false;
-        // EAGAIN, EBUSY, EINTR: the entries stay queued and the next round tries again.
-        let refused = self.uring.submit().is_err();
+        let refused = match self.uring.submit() {
+            Ok(_) => false,
+            // The entries stay queued and the next round tries again.
+            Err(e) if is_passing(&e) => true,
+            Err(e) => return Err(e),
+        };
         while let Some(entry) = self.overflow.front() {
             // SAFETY: as in `push`.
             if unsafe { self.uring.submission().push(entry) }.is_err() {
@@ -300,6 +311,7 @@ impl Core {
         self.dirty = !self.uring.submission().is_empty() && !self.sqpoll
             || !self.overflow.is_empty()
             || refused;
+        Ok(())
     }
 
     /// Nothing moves: whoever was sent to and has not taken it by now has no room.
@@ -351,7 +363,9 @@ impl Core {
         /// The kernel refuses only while it is out of memory; do not wait for that for ever.
         const TRIES: usize = 1_000;
         for _ in 0..TRIES {
-            self.enter();
+            if self.enter().is_err() {
+                return;
+            }
             if self.sqpoll {
                 let _ = self.uring.submitter().squeue_wait();
             }
@@ -421,6 +435,12 @@ impl Drop for Relaying {
         }
         core.reap(self.key);
     }
+}
+
+/// An error of an enter that goes away by itself.
+fn is_passing(error: &io::Error) -> bool {
+    let passing = [libc::EAGAIN, libc::EBUSY, libc::EINTR, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|errno| passing.contains(&errno))
 }
 
 /// A relay ring's flags.
