@@ -102,9 +102,10 @@ fn ask(port: &Port, peer: Option<SocketAddr>, now: Instant) -> Entry {
 }
 
 fn turn_away(port: &Port, socket: Socket, entry: Registered, reason: Reason) {
+    count(port, &entry, Outcome::Refused(reason), [0, 0]);
     release::refuse((&socket).into(), port.config().tcp_refuse);
     drop(socket);
-    count(port, &entry, Outcome::Refused(reason), [0, 0]);
+    drop(entry);
 }
 
 /// Resolves when a connection that came now would be admitted or queued, or nobody is to wait.

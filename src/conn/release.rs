@@ -1,5 +1,5 @@
-//! Release: the one place where a connection ends. Closes in the right order, counts one outcome,
-//! writes one log line, and gives the slot back last.
+//! Release: the one place where a connection ends. Counts one outcome and writes one log line, so
+//! that whoever sees the end finds it counted; then closes, and gives the slot back last.
 
 use std::net::Shutdown;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::outcome::{Fault, Outcome};
 
 /// End `conn` as `outcome` says.
 pub(super) fn release<E: Engine>(engine: &E, port: &Port, conn: Conn<E>, outcome: Outcome) {
-    let bytes = conn.bytes();
+    count(port, &conn.entry, outcome, conn.bytes());
     let Conn { client, app, admission, config, entry } = conn;
     match outcome {
         // Never reached the application, or not far enough to have been heard.
@@ -41,7 +41,7 @@ pub(super) fn release<E: Engine>(engine: &E, port: &Port, conn: Conn<E>, outcome
     drop(app);
     drop(admission);
     drop(client);
-    count(port, &entry, outcome, bytes);
+    drop(entry);
 }
 
 /// Tell a client that it is not let in.
