@@ -10,8 +10,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::header::{CACHE_CONTROL, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tower::{ServiceBuilder, service_fn};
+use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 
@@ -42,6 +43,10 @@ const LIFETIME: Duration = Duration::from_secs(60);
 
 /// What an answer that is being written may still take when the gateway leaves.
 const PARTING: Duration = Duration::from_secs(1);
+
+/// How much of a body that is too large is read and thrown away, and for how long.
+const SWALLOW: usize = 1024 * 1024;
+const SWALLOW_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The largest head, and the largest body: some settings.
 const MAX_HEAD: usize = 16 * 1024;
@@ -140,6 +145,16 @@ impl Host {
                     })
                 }
             }));
+        // Whoever sends too much still reads why: closing with bytes unread would reset him.
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            let service = service.clone();
+            async move {
+                if request.body().size_hint().lower() > MAX_BODY as u64 {
+                    swallow(request.body_mut()).await;
+                }
+                service.oneshot(request).await
+            }
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
@@ -163,4 +178,17 @@ impl Host {
             let _ = tokio::time::timeout(PARTING, connection).await;
         }
     }
+}
+
+/// Read what nobody wants, within bounds.
+async fn swallow(body: &mut Incoming) {
+    let reading = async {
+        let mut left = SWALLOW;
+        while left > 0
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len()));
+        }
+    };
+    let _ = tokio::time::timeout(SWALLOW_TIMEOUT, reading).await;
 }
