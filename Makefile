@@ -26,7 +26,7 @@ test: ## every promise, in short
 
 soak: ## the same assertions at full size, on the release build; takes long
 	PROPTEST_CASES=100000 $(CARGO) test --locked --release --test gate_model
-	TIDEGATE_SOAK=1 $(CARGO) test --locked --release --no-fail-fast --test it -- --test-threads=1
+	SOAK=1 $(CARGO) test --locked --release --no-fail-fast --test engine --test it -- --test-threads=1
 
 bench: ## side by side with HAProxy, nginx and Envoy: half an hour, BENCH_ARGS=--quick for less (bench/README.md)
 	$(CARGO) build --locked --release

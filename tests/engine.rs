@@ -234,7 +234,7 @@ on_both_engines! {
         let listener = engine.listen(socket).expect("watched");
         let stop = CancellationToken::new();
         let before = open_descriptors();
-        let rounds = if std::env::var_os("TIDEGATE_SOAK").is_some() { 100_000 } else { 2_000 };
+        let rounds = if std::env::var_os("SOAK").is_some() { 100_000 } else { 2_000 };
         for round in 0..rounds {
             let flow = flow();
             let polled = Duration::from_micros(round % 3);
@@ -369,7 +369,7 @@ fn shutdown_completes_a_pending_ring_read() {
 #[test]
 fn an_engine_ends_only_when_the_kernel_has_nothing_of_it() {
     let _alone = alone();
-    let rounds = if std::env::var_os("TIDEGATE_SOAK").is_some() { 1_000 } else { 50 };
+    let rounds = if std::env::var_os("SOAK").is_some() { 1_000 } else { 50 };
     let before = open_descriptors();
     for _ in 0..rounds {
         let gauges = Arc::<Gauges>::default();

@@ -72,7 +72,7 @@ fn a_partition_for_ever(engine: Engine) {
         return skip(reason);
     }
     if scale(0, 1) == 0 {
-        return eprintln!("only with TIDEGATE_SOAK=1: takes 90 s");
+        return eprintln!("only with SOAK=1: takes 90 s");
     }
     let gateway = start(engine);
     namespace::inside(&gateway, || {

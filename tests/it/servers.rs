@@ -23,7 +23,11 @@ struct Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        process::signal(self.child.id(), rustix::process::Signal::QUIT); // PostgreSQL ends its children too
+        // At the first PostgreSQL ends at once, its children too; the second is for the others, which
+        // may have inherited that the first is ignored.
+        for signal in [rustix::process::Signal::QUIT, rustix::process::Signal::TERM] {
+            process::signal(self.child.id(), signal);
+        }
         until("the server has gone", SOON, || {
             self.child.try_wait().is_ok_and(|status| status.is_some())
         });

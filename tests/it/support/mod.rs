@@ -74,9 +74,9 @@ pub(crate) fn skip(reason: &str) {
     eprintln!("SKIPPED: {reason}");
 }
 
-/// The size of a scenario: small by default, as the promise says it with `TIDEGATE_SOAK=1`.
+/// The size of a scenario: small by default, as the promise says it with `SOAK=1`.
 pub(crate) fn scale(short: usize, as_written: usize) -> usize {
-    match std::env::var("TIDEGATE_SOAK") {
+    match std::env::var("SOAK") {
         Ok(soak) if soak == "1" => as_written,
         _ => short,
     }
