@@ -118,6 +118,8 @@ pub const KEYS: &[Key] = &[
         "how long the application may take to end once its client has left"),
     key("queued-half-close", choice(&["gone", "keep"]), Port, RESTART, Text("gone"),
         "what a client's FIN means while it waits: it has left, or it waits for the answer"),
+    key("app-http2", choice(&["auto", "always", "never"]), Port, RESTART, Text("auto"),
+        "speak HTTP/2 to the application; auto: to those that understand it, for clients that speak it"),
     key("deadline-header", Kind::Header, Port, RESTART, Text("none"),
         "request header that says how long the client waits, as 1500 (ms) or 2s; grpc-timeout always does"),
     key("forwarded", choice(&["x-forwarded", "forwarded", "both", "none"]), Port, RESTART, Text("x-forwarded"),

@@ -9,7 +9,7 @@ use ::http::StatusCode;
 use rustix::process::{Resource, getrlimit};
 
 use crate::admin::Setting;
-use crate::conn::http::{self, Forwarded};
+use crate::conn::http::{self, AppHttp2, Forwarded};
 use crate::conn::{self, Protocol, QueuedHalfClose, TcpRefuse};
 use crate::io::EngineChoice;
 use crate::limit::{self, Mode};
@@ -185,6 +185,11 @@ impl Layers {
             deadline_header: match self.value("deadline-header", port) {
                 Some(Value::Text(name)) if name != "none" => name.parse().ok(),
                 _ => None,
+            },
+            app_http2: match self.choice("app-http2", port) {
+                Some("always") => AppHttp2::Always,
+                Some("never") => AppHttp2::Never,
+                _ => AppHttp2::Auto,
             },
             forwarded: match self.choice("forwarded", port) {
                 Some("forwarded") => Forwarded::Forwarded,

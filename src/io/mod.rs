@@ -61,7 +61,7 @@ pub enum EngineChoice {
 pub type Accepted = (Socket, Option<SocketAddr>);
 
 /// What a worker needs from its runtime. Every method is called on the worker's own thread.
-pub trait Engine: Clone + 'static {
+pub trait Engine: Clone + Unpin + 'static {
     /// A listening socket.
     type Listener: 'static;
     /// A connected socket. Dropping it closes it, at once: nothing of the engine keeps it open.

@@ -98,6 +98,14 @@ impl Upload {
     }
 }
 
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.done {
+            self.lease.request_dropped();
+        }
+    }
+}
+
 impl Body for Upload {
     type Data = Bytes;
     type Error = UploadError;
@@ -179,7 +187,8 @@ impl Body for RequestBody {
 
 /// The application's answer, on its way to the client.
 pub struct Answer {
-    incoming: Incoming,
+    /// `None` once it was left to others.
+    incoming: Option<Incoming>,
     lease: Rc<Lease>,
     done: bool,
 }
@@ -187,16 +196,50 @@ pub struct Answer {
 impl Answer {
     /// An answer whose head has been read.
     pub fn new(incoming: Incoming, lease: Rc<Lease>) -> Self {
-        let mut answer = Self { incoming, lease, done: false };
-        if answer.incoming.is_end_stream() {
+        let ended = incoming.is_end_stream();
+        let mut answer = Self { incoming: Some(incoming), lease, done: false };
+        if ended {
             answer.end();
         }
         answer
     }
 
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        match &frame {
+            Some(Ok(_)) if !incoming.is_end_stream() => {}
+            Some(Ok(_)) | None => self.end(),
+            Some(Err(_)) => {
+                self.lease.will_be(Outcome::AppReset);
+                self.end_broken();
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    /// The application broke it off.
+    fn end_broken(&mut self) {
+        self.done = true;
+        self.lease.broken();
+    }
+
     fn end(&mut self) {
         if !std::mem::replace(&mut self.done, true) {
             self.lease.answer_read();
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.done
+            && let Some(incoming) = self.incoming.take()
+        {
+            self.lease.left(incoming);
         }
     }
 }
@@ -264,16 +307,7 @@ impl Body for ResponseBody {
                 self.content = Content::Empty;
                 Poll::Ready((!words.is_empty()).then(|| Ok(Frame::data(words))))
             }
-            Content::Answer(answer) => {
-                let frame = ready!(Pin::new(&mut answer.incoming).poll_frame(cx));
-                match &frame {
-                    Some(Ok(_)) if answer.incoming.is_end_stream() => answer.end(),
-                    Some(Ok(_)) => {}
-                    Some(Err(_)) => answer.lease.will_be(Outcome::AppReset),
-                    None => answer.end(),
-                }
-                Poll::Ready(frame)
-            }
+            Content::Answer(answer) => answer.poll_frame(cx),
         }
     }
 
@@ -281,7 +315,7 @@ impl Body for ResponseBody {
         match &self.content {
             Content::Empty => true,
             Content::Words(words) => words.is_empty(),
-            Content::Answer(answer) => answer.incoming.is_end_stream(),
+            Content::Answer(answer) => answer.incoming.as_ref().is_none_or(Body::is_end_stream),
         }
     }
 
@@ -289,7 +323,9 @@ impl Body for ResponseBody {
         match &self.content {
             Content::Empty => SizeHint::with_exact(0),
             Content::Words(words) => SizeHint::with_exact(words.len() as u64),
-            Content::Answer(answer) => answer.incoming.size_hint(),
+            Content::Answer(answer) => {
+                answer.incoming.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+            }
         }
     }
 }

@@ -11,9 +11,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
-use std::rc::Weak;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
+
+use hyper::body::Incoming;
 
 use crate::conn::Port;
 use crate::conn::release;
@@ -70,6 +72,8 @@ impl Drop for Slot {
 pub trait Home {
     /// The exchange on connection `key` has ended well: it can carry another.
     fn idle(&self, key: usize);
+    /// The client has left while this answer, a stream's, was on its way.
+    fn left(&self, answer: Incoming, lease: Rc<Lease>);
 }
 
 /// What the two bodies of an exchange, and the connection that carries them, share.
@@ -79,30 +83,26 @@ pub struct Lease {
     answer_read: Cell<bool>,
     /// The application has switched protocols: the connection outlives the exchange.
     switched: Cell<bool>,
-    /// Where the connection goes afterwards, if it carries one exchange at a time.
-    home: Option<(Weak<dyn Home>, usize)>,
+    home: Weak<dyn Home>,
+    /// The connection, if it carries one exchange at a time.
+    key: Option<usize>,
 }
 
 impl Lease {
     /// For a connection that carries one exchange after the other.
     pub fn of_connection(home: Weak<dyn Home>, key: usize) -> Self {
-        Self {
-            slot: RefCell::default(),
-            request_sent: Cell::new(false),
-            answer_read: Cell::new(false),
-            switched: Cell::new(false),
-            home: Some((home, key)),
-        }
+        Self { key: Some(key), ..Self::of_stream(home) }
     }
 
     /// For one stream of a connection that carries many.
-    pub fn of_stream() -> Self {
+    pub fn of_stream(home: Weak<dyn Home>) -> Self {
         Self {
             slot: RefCell::default(),
             request_sent: Cell::new(false),
             answer_read: Cell::new(false),
             switched: Cell::new(false),
-            home: None,
+            home,
+            key: None,
         }
     }
 
@@ -111,6 +111,29 @@ impl Lease {
         self.request_sent.set(bodiless);
         self.answer_read.set(false);
         *self.slot.borrow_mut() = Some(slot);
+    }
+
+    /// hyper wants no more of the request: the application has reset the stream, or has answered
+    /// without waiting for the rest. What becomes of a connection is its own task's business.
+    pub fn request_dropped(&self) {
+        if self.key.is_none() && self.answer_read.get() {
+            self.request_sent();
+        }
+    }
+
+    /// The client has left while the answer was on its way. Dropping the answer ends a connection,
+    /// and its task sees to the slot; a stream is read on.
+    pub fn left(self: &Rc<Self>, answer: Incoming) {
+        if let (None, Some(home)) = (self.key, self.home.upgrade()) {
+            home.left(answer, self.clone());
+        }
+    }
+
+    /// The application has reset a stream: that is its end.
+    pub fn broken(&self) {
+        if self.key.is_none() {
+            drop(self.take());
+        }
     }
 
     /// The request's last byte has been handed over.
@@ -164,10 +187,8 @@ impl Lease {
         let Some(slot) = self.take() else { return };
         slot.will_be(Outcome::Served);
         // The connection first: whoever gets the slot finds it there.
-        if let Some((home, key)) = &self.home
-            && let Some(home) = home.upgrade()
-        {
-            home.idle(*key);
+        if let (Some(key), Some(home)) = (self.key, self.home.upgrade()) {
+            home.idle(key);
         }
         drop(slot);
     }

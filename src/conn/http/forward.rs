@@ -13,7 +13,7 @@ use super::refuse::{Cause, Manner, refuse};
 use super::tunnel::Tunnel;
 use super::upstream::Unanswered;
 use super::wire::alarm;
-use super::{Client, headers};
+use super::{AppHttp2, Client, headers};
 use crate::io::Engine;
 use crate::outcome::{Outcome, Reason};
 
@@ -25,22 +25,30 @@ pub async fn forward<E: Engine>(
     let Admitted { request, slot } = admitted;
     let manner = Manner::of(&request);
     let asks_to_switch = headers::wanted_upgrade(&request).is_some();
-    match exchange(&client, request, slot).await {
-        Ok((mut response, lease, key)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-            if !asks_to_switch {
-                lease.will_be(Outcome::AppReset);
-                return say(&client, &manner, Cause::AppTalksNonsense);
-            }
-            let taken = client.upstream.switched(key);
-            *client.tunnel.borrow_mut() = Some(Tunnel { app: taken, lease });
+    let answered = if !asks_to_switch && takes_http2(&client).await {
+        by_stream(&client, request, slot).await
+    } else {
+        by_connection(&client, request, slot).await
+    };
+    let (mut response, lease, key) = match answered {
+        Ok(answered) => answered,
+        Err(cause) => return say(&client, &manner, cause),
+    };
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        headers::for_client(&mut response);
+        return response.map(|body| ResponseBody::answer(Answer::new(body, lease)));
+    }
+    match key {
+        Some(key) if asks_to_switch => {
+            let app = client.upstream.switched(key);
+            *client.tunnel.borrow_mut() = Some(Tunnel { app, lease });
             headers::for_client(&mut response);
             response.map(|_| ResponseBody::EMPTY)
         }
-        Ok((mut response, lease, _)) => {
-            headers::for_client(&mut response);
-            response.map(|body| ResponseBody::answer(Answer::new(body, lease)))
+        _ => {
+            lease.will_be(Outcome::AppReset);
+            say(&client, &manner, Cause::AppTalksNonsense)
         }
-        Err(cause) => say(&client, &manner, cause),
     }
 }
 
@@ -48,13 +56,26 @@ fn say<E: Engine>(client: &Client<E>, manner: &Manner, cause: Cause) -> Response
     refuse(client.port(), client.config.http.refuse_status, manner, cause)
 }
 
+/// Whether the application is to be spoken to in HTTP/2.
+async fn takes_http2<E: Engine>(client: &Client<E>) -> bool {
+    match client.config.http.app_http2 {
+        AppHttp2::Always => true,
+        AppHttp2::Never => false,
+        AppHttp2::Auto => client.http2 && client.upstream.speaks_http2(&client.config).await,
+    }
+}
+
+/// An answer, what is shared about it, and the connection if it is one of its own.
+type Answered = Result<(Response<Incoming>, Rc<Lease>, Option<usize>), Cause>;
+
 /// Send the request by a connection of its own, by another if that had ended before it was sent.
-async fn exchange<E: Engine>(
+async fn by_connection<E: Engine>(
     client: &Client<E>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     mut slot: Slot,
-) -> Result<(Response<Incoming>, Rc<Lease>, usize), Cause> {
+) -> Answered {
     let upstream = &client.upstream;
+    headers::as_http1(&mut request);
     let mut request = Err(request);
     loop {
         let key = match upstream.connection(&client.config).await {
@@ -66,12 +87,12 @@ async fn exchange<E: Engine>(
         };
         let lease = upstream.lease(key);
         let ready = match request {
-            Err(fresh) => prepare(client, fresh, &lease),
+            Err(fresh) => bind(client, fresh, &lease),
             Ok(again) => rebind(again, &lease),
         };
         lease.begin(slot, ready.body().is_end_stream());
         match upstream.send(key, ready).await {
-            Ok(response) => return Ok((response, lease, key)),
+            Ok(response) => return Ok((response, lease, Some(key))),
             Err(Unanswered::Unsent(unsent)) => {
                 let Some(kept) = lease.take() else {
                     return Err(Cause::Reason(Reason::UpstreamRefused));
@@ -79,17 +100,49 @@ async fn exchange<E: Engine>(
                 slot = kept;
                 request = Ok(*unsent);
             }
-            Err(Unanswered::Broken(error)) => {
-                let (outcome, cause) = judge(&error);
-                lease.will_be(outcome);
-                return Err(cause);
-            }
+            Err(other) => return Err(fail(&lease, &other)),
         }
     }
 }
 
+/// Send the request as a stream of a connection it shares with others.
+async fn by_stream<E: Engine>(
+    client: &Client<E>,
+    mut request: Request<Incoming>,
+    slot: Slot,
+) -> Answered {
+    /// Connections that may turn out to have ended before one is believed.
+    const TRIES: usize = 3;
+    let upstream = &client.upstream;
+    headers::as_http2(&mut request);
+    let lease = upstream.stream_lease();
+    let mut ready = bind(client, request, &lease);
+    lease.begin(slot, ready.body().is_end_stream());
+    for _ in 0..TRIES {
+        match upstream.stream(&client.config, ready, lease.clone()).await {
+            Ok(response) => return Ok((response, lease, None)),
+            Err(Unanswered::Unsent(unsent)) => ready = *unsent,
+            Err(other) => return Err(fail(&lease, &other)),
+        }
+    }
+    Err(fail(&lease, &Unanswered::Unreached(Reason::UpstreamRefused)))
+}
+
+/// Whose fault it was that no answer came. A stream's slot is given back; a connection's own task
+/// sees to its slot.
+fn fail(lease: &Lease, unanswered: &Unanswered) -> Cause {
+    let (outcome, cause) = match unanswered {
+        Unanswered::Broken(error) => judge(error),
+        Unanswered::Unreached(reason) => (Outcome::Refused(*reason), Cause::Reason(*reason)),
+        Unanswered::Unsent(_) => (Outcome::AppReset, Cause::AppBroke),
+    };
+    lease.will_be(outcome);
+    lease.broken();
+    cause
+}
+
 /// The request as it is sent, its body bound to the exchange.
-fn prepare<E: Engine>(
+fn bind<E: Engine>(
     client: &Client<E>,
     request: Request<Incoming>,
     lease: &Rc<Lease>,

@@ -5,7 +5,7 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue,
     TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use http::uri::{PathAndQuery, Uri};
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Body;
 
@@ -20,20 +20,15 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Make a client's request one to the application.
-pub fn for_application<E: Engine, B: Body>(client: &Client<E>, request: &mut Request<B>) {
+pub fn for_application<E: Engine, B>(client: &Client<E>, request: &mut Request<B>) {
     let upgrade = wanted_upgrade(request);
     let trailers = request.headers().get(TE).is_some_and(|te| has_token(te, "trailers"));
     let http2 = request.version() == Version::HTTP_2;
-    let bodiless = request.body().is_end_stream();
     let authority = request.uri().authority().and_then(|authority| {
         // Credentials in an address are for nobody to see.
         let host = authority.as_str().rsplit('@').next().unwrap_or_default();
         HeaderValue::from_str(host).ok()
     });
-    let path = request.uri().path_and_query().cloned();
-    *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
-    *request.version_mut() = Version::HTTP_11;
-
     let headers = request.headers_mut();
     remove_hop_by_hop(headers);
     if let Some(upgrade) = upgrade {
@@ -46,6 +41,16 @@ pub fn for_application<E: Engine, B: Body>(client: &Client<E>, request: &mut Req
     if let Some(authority) = authority {
         headers.insert(HOST, authority);
     }
+    introduce(client, headers, http2);
+}
+
+/// The form of a request on a connection of HTTP/1.
+pub fn as_http1<B: Body>(request: &mut Request<B>) {
+    let bodiless = request.body().is_end_stream();
+    let path = request.uri().path_and_query().cloned();
+    *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    let http2 = std::mem::replace(request.version_mut(), Version::HTTP_11) == Version::HTTP_2;
+    let headers = request.headers_mut();
     if bodiless {
         headers.remove(TRANSFER_ENCODING);
     } else if !headers.contains_key(CONTENT_LENGTH) {
@@ -55,7 +60,25 @@ pub fn for_application<E: Engine, B: Body>(client: &Client<E>, request: &mut Req
     if http2 {
         join_cookies(headers);
     }
-    introduce(client, headers, http2);
+}
+
+/// The form of a request on a stream of HTTP/2. An address that cannot be one is left out.
+pub fn as_http2<B>(request: &mut Request<B>) {
+    let host = request.headers_mut().remove(HOST);
+    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let path = request.uri().path_and_query().cloned();
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(authority.unwrap_or_else(|| Authority::from_static("localhost")));
+    parts.path_and_query = path.or_else(|| Some(PathAndQuery::from_static("/")));
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+    *request.version_mut() = Version::HTTP_2;
+    let headers = request.headers_mut();
+    headers.remove(TRANSFER_ENCODING);
+    headers.remove(CONNECTION);
+    headers.remove(UPGRADE);
 }
 
 /// Make the application's response one to the client.

@@ -19,6 +19,7 @@ mod headers;
 mod refuse;
 mod screen;
 mod stack;
+mod streams;
 mod tunnel;
 mod upstream;
 mod wire;
@@ -56,10 +57,23 @@ pub struct Config {
     pub refuse_status: StatusCode,
     /// The header in which clients say how long they wait, besides `grpc-timeout`.
     pub deadline_header: Option<HeaderName>,
+    /// Whether the application is spoken to in HTTP/2.
+    pub app_http2: AppHttp2,
     /// How the application is told who the client is.
     pub forwarded: Forwarded,
     /// Whether it is told that there is a gateway.
     pub via: bool,
+}
+
+/// Whether the application is spoken to in HTTP/2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppHttp2 {
+    /// When the client speaks it and the application does too.
+    Auto,
+    /// For every request.
+    Always,
+    /// For none.
+    Never,
 }
 
 /// How the application is told who the client is.

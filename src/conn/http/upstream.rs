@@ -30,6 +30,7 @@ use tokio_util::task::TaskTracker;
 
 use super::body::RequestBody;
 use super::exchange::{Home, Lease, Slot};
+use super::streams::Streams;
 use super::wire::{Head, Line, Watch, Wire};
 use crate::conn::port::AppSeat;
 use crate::conn::{Config, Port, connect};
@@ -44,7 +45,8 @@ const KEEP_IDLE: Duration = Duration::from_millis(1500);
 pub struct Upstream<E: Engine> {
     pub engine: E,
     pub port: Arc<Port>,
-    tasks: TaskTracker,
+    pub(super) tasks: TaskTracker,
+    pub(super) streams: Streams,
     links: RefCell<Slab<Link<E>>>,
     /// The one used last at the end: the others grow old and are closed.
     idle: RefCell<Vec<(usize, Instant)>>,
@@ -78,6 +80,8 @@ pub struct Switched<E: Engine> {
 pub enum Unanswered {
     /// It was not sent: the connection had ended before.
     Unsent(Box<Request<RequestBody>>),
+    /// The application could not be reached.
+    Unreached(Reason),
     /// The exchange broke.
     Broken(hyper::Error),
 }
@@ -89,6 +93,7 @@ impl<E: Engine> Upstream<E> {
             engine: engine.clone(),
             port,
             tasks: tasks.clone(),
+            streams: Streams::default(),
             links: RefCell::default(),
             idle: RefCell::default(),
             kept: Notify::new(),
@@ -312,6 +317,12 @@ impl<E: Engine> Upstream<E> {
 }
 
 impl<E: Engine> Home for Upstream<E> {
+    fn left(&self, body: Incoming, lease: Rc<Lease>) {
+        if let Some(upstream) = self.myself.upgrade() {
+            upstream.leave_stream(body, lease);
+        }
+    }
+
     fn idle(&self, key: usize) {
         let links = self.links.borrow();
         let open = links.get(key).and_then(|link| link.sender.as_ref());
@@ -369,4 +380,5 @@ async fn keep_house<E: Engine>(upstream: Rc<Upstream<E>>) {
     for (key, _) in upstream.idle.take() {
         upstream.close(key);
     }
+    upstream.streams.close();
 }

@@ -108,6 +108,13 @@ impl<E: Engine> Line<E> {
         Ok(())
     }
 
+    /// Read some; for what hyper does not hear. 0 is the end.
+    pub async fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut buf = ReadBuf::new(bytes);
+        std::future::poll_fn(|cx| self.engine.poll_read(&self.io, cx, &mut buf)).await?;
+        Ok(buf.filled().len())
+    }
+
     /// The connection itself again, and what was read of it and not asked for. Once hyper is gone
     /// nobody else has it.
     pub async fn reclaim(self: Rc<Self>) -> Option<(E::Stream, Vec<u8>)> {
