@@ -93,8 +93,8 @@ fn work(app: &App, busy: Duration) {
 /// One connection: request after request until the other side ends it.
 async fn converse(app: Arc<App>, mut stream: TcpStream) {
     let _ = stream.set_nodelay(true);
-    rise(&app.books.connections, &app.books.most_connections);
     let mut read = Vec::new();
+    let mut worked = false;
     while let Some(head) = next(&mut stream, &mut read).await {
         let body = match head.split(' ').nth(1) {
             Some("/books") => app.books.json(),
@@ -105,6 +105,10 @@ async fn converse(app: Arc<App>, mut stream: TcpStream) {
                 break;
             }
             _ => {
+                if !worked {
+                    worked = true; // whoever only reads the books is not in them
+                    rise(&app.books.connections, &app.books.most_connections);
+                }
                 rise(&app.books.in_progress, &app.books.most_in_progress);
                 let (done, answer) = oneshot::channel();
                 app.jobs.lock().expect("no worker panics").push_back(Job { arrived: Instant::now(), done });
@@ -118,7 +122,7 @@ async fn converse(app: Arc<App>, mut stream: TcpStream) {
             break;
         }
     }
-    app.books.connections.fetch_sub(1, SeqCst);
+    app.books.connections.fetch_sub(u64::from(worked), SeqCst);
 }
 
 /// The next head, taken off `read`; None at the end of the connection.
