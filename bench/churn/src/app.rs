@@ -7,7 +7,7 @@
 //! `/` works; `/hold` is answered when its client leaves, that is never; `/books` says what was counted. Requests have no body.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
 const BACKLOG: u32 = 4096;
+const BOOKKEEPER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 40, 1)); // bench/load.py asks from here
 const OUT_OF_FILES: Duration = Duration::from_millis(10); // a connection lasts as long as its work: without a gateway they run out
 const MOST: usize = 64 * 1024; // bytes of a request: far more than any header a proxy adds
 
@@ -55,7 +56,7 @@ pub fn run(slots: u32, busy: Duration, addr: SocketAddr) {
         let listener = listen(addr).unwrap_or_else(|e| panic!("cannot listen on {addr}: {e}"));
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(converse(app.clone(), stream))),
+                Ok((stream, from)) => drop(tokio::spawn(connection(app.clone(), stream, from))),
                 Err(_) => tokio::time::sleep(OUT_OF_FILES).await,
             }
         }
@@ -90,11 +91,20 @@ fn work(app: &App, busy: Duration) {
     }
 }
 
-/// One connection: request after request until the other side ends it.
-async fn converse(app: Arc<App>, mut stream: TcpStream) {
+/// One connection, in the books unless it only reads them.
+async fn connection(app: Arc<App>, stream: TcpStream, from: SocketAddr) {
+    if from.ip() == BOOKKEEPER {
+        return converse(&app, stream).await;
+    }
+    rise(&app.books.connections, &app.books.most_connections);
+    converse(&app, stream).await;
+    app.books.connections.fetch_sub(1, SeqCst);
+}
+
+/// Request after request until the other side ends the connection.
+async fn converse(app: &App, mut stream: TcpStream) {
     let _ = stream.set_nodelay(true);
     let mut read = Vec::new();
-    let mut worked = false;
     while let Some(head) = next(&mut stream, &mut read).await {
         let body = match head.split(' ').nth(1) {
             Some("/books") => app.books.json(),
@@ -105,10 +115,6 @@ async fn converse(app: Arc<App>, mut stream: TcpStream) {
                 break;
             }
             _ => {
-                if !worked {
-                    worked = true; // whoever only reads the books is not in them
-                    rise(&app.books.connections, &app.books.most_connections);
-                }
                 rise(&app.books.in_progress, &app.books.most_in_progress);
                 let (done, answer) = oneshot::channel();
                 app.jobs.lock().expect("no worker panics").push_back(Job { arrived: Instant::now(), done });
@@ -122,7 +128,6 @@ async fn converse(app: Arc<App>, mut stream: TcpStream) {
             break;
         }
     }
-    app.books.connections.fetch_sub(u64::from(worked), SeqCst);
 }
 
 /// The next head, taken off `read`; None at the end of the connection.
