@@ -25,7 +25,7 @@ PATIENCE = 20  # seconds a load may take beyond its own duration
 TOLERATED = 0.001  # share of errors above which a count means nothing
 ABREAST = 64  # idle connections opened at once: far below every listen backlog
 BOOKKEEPER = ("127.0.40.1", 0)  # who asks from here is not in the application's books (churn/src/app.rs)
-LATE = 0.02  # seconds; a generator whose slowest percent of clients is later than this is no open loop
+LATE = 0.01  # seconds; a generator whose slowest percent of clients is later than this is no open loop
 REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and an empty SETTINGS frame
 

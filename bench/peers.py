@@ -45,7 +45,7 @@ class Peer:
         group = Group(self.name, self.command(place, duty), cores, place.dir / f"{self.name}.log")
         ready = load.answers_h2 if duty.protocol == "h2" else load.answers
         try:
-            _wait(group, lambda: ready(place.listen))
+            _wait(group, place.listen, ready)
             self.check(place)
         except BaseException:
             group.stop()
@@ -172,7 +172,7 @@ def begin_app(binary, directory, addresses, cores, descriptors):
     path.write_text(settings.nginx_app(directory, addresses, descriptors))
     app = Group("app", _nginx_argv(binary, directory, path), cores, directory / "app.log")
     try:
-        _wait(app, lambda: load.answers(addresses[0]))
+        _wait(app, addresses[0])
     except Unmeasured as failure:
         raise SystemExit(f"bench: the application (nginx) did not start: {failure}") from None
 
@@ -184,20 +184,22 @@ def slow_app(clients, place, slots, busy_ms):
     argv = [clients.churn_binary, "app", str(slots), str(busy_ms), text(place.slow)]
     app = Group("slow", argv, clients.cores, place.dir / "slow.log")
     try:
-        _wait(app, lambda: load.answers(place.slow))
+        _wait(app, place.slow)
         yield
     finally:
         app.stop()
 
 
-def _wait(group, ready):
-    """Until `ready()`; Unmeasured, with its last words, when it ends before or takes too long."""
+def _wait(group, address, ready=load.answers):
+    """Until `ready(address)`; Unmeasured, with its last words, when it ends before or takes too long, or when another answered."""
     deadline = time.monotonic() + READY_WITHIN
-    while not ready():
+    while not ready(address):
         if not group.alive() or time.monotonic() > deadline:
             what = "did not answer" if group.alive() else f"ended with {group.child.returncode}"
             raise Unmeasured(f"{what}: {group.last_words()}")
         time.sleep(0.02)
+    if not group.listens(address):
+        raise Unmeasured(f"somebody else listens at {text(address)} too")
 
 
 def _nginx_argv(binary, directory, path):

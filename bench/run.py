@@ -69,9 +69,10 @@ def main():
     ]
     results = report.Results(rows, chosen)
     finished = False
+    net, held_net = own_net()
     try:
         with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as directory:
-            places = lay_out(Path(directory), chosen, connections)
+            places = lay_out(Path(directory), net, chosen, connections)
             try:
                 peers.begin_app(nginx, Path(directory), [place.app for place in places.values()], load_cores, descriptors)
                 measure(results, bench, places, asked.rounds, asked.again)
@@ -80,6 +81,8 @@ def main():
                 stop_all()
     except KeyboardInterrupt:
         say("interrupted")
+    finally:
+        held_net.close()
     written = report.text(results, setup, notes, finished)
     print("\n" + written, flush=True)
     out = Path(asked.out)
@@ -123,16 +126,28 @@ def told(row, sample, results):
     return value + "".join(f", {key} {fact:.2f}" for key, fact in sample.facts.items() if fact is not None)
 
 
-def lay_out(directory, chosen, connections):
+def lay_out(directory, net, chosen, connections):
     places = {}
     for i, peer in enumerate(chosen, start=1):
         own = directory / peer.name
         own.mkdir()
-        front = f"127.0.10.{i}"
+        front = f"{net}.10.{i}"
         listen, *spare = (free(front, taken) for taken in range(4))
-        back = f"127.0.20.{i}"
+        back = f"{net}.20.{i}"
         places[peer.name] = peers.Place(own, listen, free(back, 0), free(back, 1), spare, connections)
     return places
+
+
+def own_net():
+    """("127.N", a socket): addresses of this run's own as long as the socket is open. Two runs at once disturb each other, but
+    neither may measure the other's proxy, which listens only now and then."""
+    for number in range(1, 255):
+        net, sock = f"127.{number}", socket.socket()
+        with suppress(OSError):
+            sock.bind((f"{net}.0.1", FIRST_PORT - 1))
+            return net, sock
+        sock.close()
+    sys.exit("bench: too many runs at once")
 
 
 def free(host, after):
