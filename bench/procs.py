@@ -31,7 +31,7 @@ class Group:
 
         self.name = name
         self.log_path = log_path
-        with open(log_path, "ab") as log:
+        with open(log_path, "wb") as log:  # its last words, not those of an earlier round
             self.child = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True, preexec_fn=in_child
             )
