@@ -227,9 +227,7 @@ impl Ring {
         // Work that was queued before the eventfd was on is worked off here. The kernel raises the
         // flag after it has queued the work, which may be done by then: a flag that outlives an enter
         // that found nothing is stale, and what is queued from now on signals the eventfd.
-        if core.pending()
-            && (core.dirty || core.enter().is_err() || core.dirty || core.has_completions())
-        {
+        if core.pending() && (core.dirty || core.is_work_left()) {
             return Poll::Ready(Ok(()));
         }
         // The counter is never read: the registration is edge-triggered, and every signal is an
@@ -301,8 +299,11 @@ impl Core {
         submissions || taskrun || overflown || !self.uring.completion().is_empty()
     }
 
-    fn has_completions(&mut self) -> bool {
-        self.uring.submission().cq_overflow() || !self.uring.completion().is_empty()
+    /// Whether an enter brings something. An error counts: the next turn meets it too.
+    fn is_work_left(&mut self) -> bool {
+        let failed = self.enter().is_err();
+        let overflown = self.uring.submission().cq_overflow();
+        failed || self.dirty || overflown || !self.uring.completion().is_empty()
     }
 
     #[allow(unsafe_code, reason = "see push")]
