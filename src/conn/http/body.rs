@@ -35,7 +35,8 @@ pub enum UploadError {
 /// A request's body.
 pub struct Upload {
     incoming: Incoming,
-    lease: Rc<Lease>,
+    /// Set before it is sent.
+    lease: Option<Rc<Lease>>,
     /// How to make an alarm; the engine's business.
     alarm_at: Box<dyn Fn(Instant) -> Alarm>,
     alarm: Option<Alarm>,
@@ -47,14 +48,10 @@ pub struct Upload {
 
 impl Upload {
     /// The body of a request that has one.
-    pub fn new(
-        incoming: Incoming,
-        lease: Rc<Lease>,
-        alarm_at: Box<dyn Fn(Instant) -> Alarm>,
-    ) -> Self {
+    pub fn new(incoming: Incoming, alarm_at: Box<dyn Fn(Instant) -> Alarm>) -> Self {
         Self {
             incoming,
-            lease,
+            lease: None,
             alarm_at,
             alarm: None,
             received: 0,
@@ -64,20 +61,20 @@ impl Upload {
         }
     }
 
-    /// The same body in another exchange; nothing of it has been sent.
-    pub fn rebind(mut self, lease: Rc<Lease>) -> Self {
-        self.lease = lease;
-        self
-    }
-
     /// How long the client may keep us waiting in all, for what it has sent so far.
     fn allowed(&self) -> Duration {
         SLOW_START + Duration::from_secs(self.received / LEAST_RATE)
     }
 
+    fn tell(&self, what: impl FnOnce(&Lease)) {
+        if let Some(lease) = &self.lease {
+            what(lease);
+        }
+    }
+
     fn end(&mut self) {
         if !std::mem::replace(&mut self.done, true) {
-            self.lease.request_sent();
+            self.tell(Lease::request_sent);
         }
     }
 
@@ -101,7 +98,7 @@ impl Upload {
 impl Drop for Upload {
     fn drop(&mut self) {
         if !self.done {
-            self.lease.request_cut();
+            self.tell(Lease::request_cut);
         }
     }
 }
@@ -117,7 +114,7 @@ impl Body for Upload {
         let this = &mut *self;
         let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
             ready!(this.poll_slow(cx));
-            this.lease.will_be(Outcome::ClientStalled);
+            this.tell(|lease| lease.will_be(Outcome::ClientStalled));
             return Poll::Ready(Some(Err(UploadError::Slow)));
         };
         if let Some(since) = this.waits_since.take() {
@@ -153,7 +150,16 @@ pub enum RequestBody {
     /// Nothing but the head.
     Empty,
     /// What the client sends.
-    Upload(Upload),
+    Upload(Box<Upload>),
+}
+
+impl RequestBody {
+    /// Which exchange it is part of, from now on.
+    pub fn bind(&mut self, lease: &Rc<Lease>) {
+        if let Self::Upload(upload) = self {
+            upload.lease = Some(lease.clone());
+        }
+    }
 }
 
 impl Body for RequestBody {
@@ -166,7 +172,7 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
-            Self::Upload(upload) => Pin::new(upload).poll_frame(cx),
+            Self::Upload(upload) => Pin::new(&mut **upload).poll_frame(cx),
         }
     }
 

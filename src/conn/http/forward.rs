@@ -18,21 +18,41 @@ use crate::io::Engine;
 use crate::outcome::{Outcome, Reason};
 
 /// Serve one admitted request.
-pub async fn forward<E: Engine>(
+#[allow(clippy::manual_async_fn, reason = "an async fn would keep room for its arguments twice")]
+pub fn forward<E: Engine>(
     client: Rc<Client<E>>,
     admitted: Admitted,
+) -> impl Future<Output = Response<ResponseBody>> {
+    async move {
+        let Admitted { request, slot } = admitted;
+        let manner = Manner::of(&request);
+        let asks_to_switch = headers::wanted_upgrade(&request).is_some();
+        // In boxes: most requests go to an application that speaks HTTP/1.
+        let by_stream = !asks_to_switch
+            && match client.config.http.app_http2 {
+                AppHttp2::Always => true,
+                AppHttp2::Auto if client.http2 => Box::pin(takes_http2(&client)).await,
+                AppHttp2::Auto | AppHttp2::Never => false,
+            };
+        let answered = if by_stream {
+            Box::pin(stream(&client, request, slot)).await
+        } else {
+            connection(&client, request, slot).await
+        };
+        answer(&client, &manner, asks_to_switch, answered)
+    }
+}
+
+/// What the client is told.
+fn answer<E: Engine>(
+    client: &Client<E>,
+    manner: &Manner,
+    asks_to_switch: bool,
+    answered: Answered,
 ) -> Response<ResponseBody> {
-    let Admitted { request, slot } = admitted;
-    let manner = Manner::of(&request);
-    let asks_to_switch = headers::wanted_upgrade(&request).is_some();
-    let answered = if !asks_to_switch && takes_http2(&client).await {
-        by_stream(&client, request, slot).await
-    } else {
-        by_connection(&client, request, slot).await
-    };
     let (mut response, lease, key) = match answered {
         Ok(answered) => answered,
-        Err(cause) => return say(&client, &manner, cause),
+        Err(cause) => return say(client, manner, cause),
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         headers::for_client(&mut response);
@@ -48,7 +68,7 @@ pub async fn forward<E: Engine>(
         _ => {
             lease.will_be(Outcome::AppReset);
             lease.broken();
-            say(&client, &manner, Cause::AppTalksNonsense)
+            say(client, manner, Cause::AppTalksNonsense)
         }
     }
 }
@@ -57,54 +77,52 @@ fn say<E: Engine>(client: &Client<E>, manner: &Manner, cause: Cause) -> Response
     refuse(client.port(), client.config.http.refuse_status, manner, cause)
 }
 
-/// Whether the application is to be spoken to in HTTP/2.
+/// Whether the application understands HTTP/2.
 async fn takes_http2<E: Engine>(client: &Client<E>) -> bool {
-    match client.config.http.app_http2 {
-        AppHttp2::Always => true,
-        AppHttp2::Never => false,
-        AppHttp2::Auto => client.http2 && client.upstream.speaks_http2(&client.config).await,
-    }
+    client.upstream.speaks_http2(&client.config).await
 }
 
 /// An answer, what is shared about it, and the connection if it is one of its own.
 type Answered = Result<(Response<Incoming>, Rc<Lease>, Option<usize>), Cause>;
 
 /// Send the request by a connection of its own, by another if that had ended before it was sent.
-async fn by_connection<E: Engine>(
+fn connection<E: Engine>(
     client: &Client<E>,
     mut request: Request<Incoming>,
-    mut slot: Slot,
-) -> Answered {
-    let upstream = &client.upstream;
+    slot: Slot,
+) -> impl Future<Output = Answered> {
     headers::as_http1(&mut request);
-    let mut request = Err(request);
-    loop {
-        let key = match upstream.connection(&client.config).await {
-            Ok(key) => key,
-            Err(reason) => {
-                slot.will_be(Outcome::Refused(reason));
-                return Err(Cause::Reason(reason));
+    let upstream = &client.upstream;
+    let (parts, incoming) = request.into_parts();
+    let body = body(client, incoming);
+    let mut next = Some((Request::from_parts(parts, body), slot));
+    async move {
+        loop {
+            let (mut ready, slot) = next.take().expect("set before each round");
+            let key = match upstream.idle_connection() {
+                Some(key) => key,
+                None => match Box::pin(upstream.connection(&client.config)).await {
+                    Ok(key) => key,
+                    Err(reason) => {
+                        slot.will_be(Outcome::Refused(reason));
+                        return Err(Cause::Reason(reason));
+                    }
+                },
+            };
+            let lease = upstream.lease(key);
+            ready.body_mut().bind(&lease);
+            lease.begin(slot, ready.body().is_end_stream());
+            let waiting = Waiting(Some(&lease));
+            let answered = upstream.send(key, ready).await;
+            waiting.over();
+            match answered {
+                Ok(response) => return Ok((response, lease, Some(key))),
+                Err(Unanswered::Unsent(unsent)) => match lease.take() {
+                    Some(slot) => next = Some((*unsent, slot)),
+                    None => return Err(Cause::Reason(Reason::UpstreamRefused)),
+                },
+                Err(other) => return Err(fail(&lease, &other)),
             }
-        };
-        let lease = upstream.lease(key);
-        let ready = match request {
-            Err(fresh) => bind(client, fresh, &lease),
-            Ok(again) => rebind(again, &lease),
-        };
-        lease.begin(slot, ready.body().is_end_stream());
-        let waiting = Waiting(Some(&lease));
-        let answered = upstream.send(key, ready).await;
-        waiting.over();
-        match answered {
-            Ok(response) => return Ok((response, lease, Some(key))),
-            Err(Unanswered::Unsent(unsent)) => {
-                let Some(kept) = lease.take() else {
-                    return Err(Cause::Reason(Reason::UpstreamRefused));
-                };
-                slot = kept;
-                request = Ok(*unsent);
-            }
-            Err(other) => return Err(fail(&lease, &other)),
         }
     }
 }
@@ -127,7 +145,7 @@ impl Drop for Waiting<'_> {
 }
 
 /// Send the request as a stream of a connection it shares with others.
-async fn by_stream<E: Engine>(
+async fn stream<E: Engine>(
     client: &Client<E>,
     mut request: Request<Incoming>,
     slot: Slot,
@@ -137,7 +155,9 @@ async fn by_stream<E: Engine>(
     let upstream = &client.upstream;
     headers::as_http2(&mut request);
     let lease = upstream.stream_lease();
-    let mut ready = bind(client, request, &lease);
+    let (parts, incoming) = request.into_parts();
+    let mut ready = Request::from_parts(parts, body(client, incoming));
+    ready.body_mut().bind(&lease);
     lease.begin(slot, ready.body().is_end_stream());
     for _ in 0..TRIES {
         match upstream.stream(&client.config, ready, lease.clone()).await {
@@ -162,29 +182,13 @@ fn fail(lease: &Lease, unanswered: &Unanswered) -> Cause {
     cause
 }
 
-/// The request as it is sent, its body bound to the exchange.
-fn bind<E: Engine>(
-    client: &Client<E>,
-    request: Request<Incoming>,
-    lease: &Rc<Lease>,
-) -> Request<RequestBody> {
-    let (parts, incoming) = request.into_parts();
-    let body = if incoming.is_end_stream() {
-        RequestBody::Empty
-    } else {
-        let engine = client.upstream.engine.clone();
-        let alarm_at = Box::new(move |at| alarm(&engine, at));
-        RequestBody::Upload(Upload::new(incoming, lease.clone(), alarm_at))
-    };
-    Request::from_parts(parts, body)
-}
-
-/// The same request on another connection.
-fn rebind(request: Request<RequestBody>, lease: &Rc<Lease>) -> Request<RequestBody> {
-    request.map(|body| match body {
-        RequestBody::Empty => RequestBody::Empty,
-        RequestBody::Upload(upload) => RequestBody::Upload(upload.rebind(lease.clone())),
-    })
+/// The body as it is sent, not bound to an exchange yet.
+fn body<E: Engine>(client: &Client<E>, incoming: Incoming) -> RequestBody {
+    if incoming.is_end_stream() {
+        return RequestBody::Empty;
+    }
+    let engine = client.upstream.engine.clone();
+    RequestBody::Upload(Box::new(Upload::new(incoming, Box::new(move |at| alarm(&engine, at)))))
 }
 
 /// Whose fault it was that no answer came.

@@ -19,10 +19,44 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
+/// What is in a head that concerns us: found in one pass, because most heads have none of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// `connection`: it names what else stays behind.
+    connection: bool,
+    /// Another header that is about one connection only.
+    hop: bool,
+    te: bool,
+    upgrade: bool,
+    transfer_encoding: bool,
+    content_length: bool,
+}
+
+impl Marks {
+    /// Look through a head.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut marks = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "connection" => marks.connection = true,
+                "keep-alive" | "proxy-connection" | "http2-settings" => marks.hop = true,
+                "te" => marks.te = true,
+                "upgrade" => marks.upgrade = true,
+                "transfer-encoding" => marks.transfer_encoding = true,
+                "content-length" => marks.content_length = true,
+                _ => {}
+            }
+        }
+        marks
+    }
+}
+
 /// Make a client's request one to the application.
 pub fn for_application<E: Engine, B>(client: &Client<E>, request: &mut Request<B>) {
-    let upgrade = wanted_upgrade(request);
-    let trailers = request.headers().get(TE).is_some_and(|te| has_token(te, "trailers"));
+    let marks = Marks::of(request.headers());
+    let upgrade = if marks.upgrade { wanted_upgrade(request) } else { None };
+    let trailers =
+        marks.te && request.headers().get(TE).is_some_and(|te| has_token(te, "trailers"));
     let http2 = request.version() == Version::HTTP_2;
     let authority = request.uri().authority().and_then(|authority| {
         // Credentials in an address are for nobody to see.
@@ -30,7 +64,7 @@ pub fn for_application<E: Engine, B>(client: &Client<E>, request: &mut Request<B
         HeaderValue::from_str(host).ok()
     });
     let headers = request.headers_mut();
-    remove_hop_by_hop(headers);
+    remove_hop_by_hop(headers, marks);
     if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, upgrade);
@@ -47,13 +81,18 @@ pub fn for_application<E: Engine, B>(client: &Client<E>, request: &mut Request<B
 /// The form of a request on a connection of HTTP/1.
 pub fn as_http1<B: Body>(request: &mut Request<B>) {
     let bodiless = request.body().is_end_stream();
-    let path = request.uri().path_and_query().cloned();
-    *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    if request.uri().authority().is_some() {
+        let path = request.uri().path_and_query().cloned();
+        *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    }
     let http2 = std::mem::replace(request.version_mut(), Version::HTTP_11) == Version::HTTP_2;
     let headers = request.headers_mut();
+    let marks = Marks::of(headers);
     if bodiless {
-        headers.remove(TRANSFER_ENCODING);
-    } else if !headers.contains_key(CONTENT_LENGTH) {
+        if marks.transfer_encoding {
+            headers.remove(TRANSFER_ENCODING);
+        }
+    } else if !marks.content_length {
         // Said here, because without it a GET would lose its body.
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
@@ -85,9 +124,12 @@ pub fn as_http2<B>(request: &mut Request<B>) {
 pub fn for_client<B>(response: &mut Response<B>) {
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
+    let marks = Marks::of(headers);
     let upgrade = switching.then(|| headers.get(UPGRADE).cloned()).flatten();
-    remove_hop_by_hop(headers);
-    headers.remove(TRANSFER_ENCODING);
+    remove_hop_by_hop(headers, marks);
+    if marks.transfer_encoding {
+        headers.remove(TRANSFER_ENCODING);
+    }
     if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, upgrade);
@@ -110,8 +152,8 @@ fn has_token(value: &HeaderValue, token: &str) -> bool {
 }
 
 /// What is only about the connection it came on. `transfer-encoding` is the caller's business.
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
+fn remove_hop_by_hop(headers: &mut HeaderMap, marks: Marks) {
+    if marks.connection {
         let listed: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
@@ -126,8 +168,10 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, UPGRADE, HTTP2_SETTINGS] {
-        headers.remove(name);
+    if marks.hop || marks.te || marks.upgrade {
+        for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, UPGRADE, HTTP2_SETTINGS] {
+            headers.remove(name);
+        }
     }
 }
 
@@ -215,7 +259,8 @@ mod tests {
             ("http2-settings", "AAMAAABk"),
             ("x-public", "2"),
         ]);
-        remove_hop_by_hop(&mut headers);
+        let marks = Marks::of(&headers);
+        remove_hop_by_hop(&mut headers, marks);
         let expected = [("content-length", "5"), ("host", "a"), ("x-public", "2")];
         assert_eq!(headers, map(&expected));
     }

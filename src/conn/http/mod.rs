@@ -98,10 +98,8 @@ pub enum Version {
     Two,
 }
 
-/// Headers of one message: more are an attack, or a mistake.
-const MAX_HEADERS: usize = 100;
-
-/// The head of one request, and what is read of a body at once.
+/// The head of one request, and what is read of a body at once. (Of headers hyper takes 100 by
+/// default; saying so would make it fill a table of 100 for each message.)
 const MAX_HEAD: usize = 32 * 1024;
 
 /// What is read of an answer at once.
@@ -209,7 +207,6 @@ async fn serve_one<E: Engine>(engine: &E, client: &Rc<Client<E>>) -> Over<E> {
     let mut connection = http1::Builder::new()
         // The timers are ours: hyper's would run, and be allocated, for every idle connection.
         .header_read_timeout(None)
-        .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD)
         .auto_date_header(false)
         .serve_connection(io, front);

@@ -49,7 +49,9 @@ pub fn stack<E: Engine>(client: Rc<Client<E>>) -> impl Service<
         // The application.
         .service(service_fn({
             move |admitted: Admitted| {
-                let forwarded = forward(client.clone(), admitted);
+                // In a box: it is large, and an idle connection keeps room for what is outside it.
+                let forwarded: Pin<Box<dyn Future<Output = _>>> =
+                    Box::pin(forward(client.clone(), admitted));
                 async move { Ok::<_, Infallible>(forwarded.await) }
             }
         }))
@@ -117,7 +119,13 @@ impl MakeRequestId for Names {
         static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{:016x}-{count:x}", *PROCESS);
+        let name = [hex(*PROCESS), hex(count)].concat();
         HeaderValue::try_from(name).ok().map(RequestId::new)
     }
+}
+
+/// Sixteen digits.
+fn hex(number: u64) -> [u8; 16] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    std::array::from_fn(|at| DIGITS[(number >> (60 - 4 * at)) as usize & 15])
 }

@@ -100,7 +100,18 @@ impl<E: Engine> Upstream<E> {
         upstream
     }
 
-    /// A connection that is ready for a request.
+    /// A connection that is ready for a request at once.
+    pub fn idle_connection(&self) -> Option<usize> {
+        let key = self.idle.borrow().last()?.0;
+        let ready = self.links.borrow().get(key)?.sender.as_ref()?.is_ready();
+        if !ready {
+            return None;
+        }
+        self.idle.borrow_mut().pop();
+        Some(key)
+    }
+
+    /// A connection that is ready for a request: an idle one, or a new one.
     pub async fn connection(&self, config: &Config) -> Result<usize, Reason> {
         loop {
             while let Some((key, _)) = self.pop_idle() {
@@ -187,7 +198,6 @@ impl<E: Engine> Upstream<E> {
         })?;
         let line = Line::new(&self.engine, stream, Head::Busy);
         let shaken = http1::Builder::new()
-            .max_headers(super::MAX_HEADERS)
             .max_buf_size(super::APP_BUFFER)
             .handshake(TokioIo::new(line.wire()))
             .await;
