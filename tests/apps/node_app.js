@@ -26,7 +26,13 @@ class Entry {
 
 const server = http.createServer((request, response) => {
   const entry = new Entry(request);
-  response.on('close', () => entry.ends()); // whoever asked has gone
+  // Whoever asked has gone. Counted before Node confirms it with a FIN of its own.
+  const gone = () => entry.ends();
+  request.socket.prependOnceListener('end', gone);
+  response.on('close', () => {
+    request.socket.removeListener('end', gone);
+    entry.ends();
+  });
   const url = new URL(request.url, 'http://app');
   const number = (name, otherwise) => Number(url.searchParams.get(name) ?? otherwise);
   const end = (body) => {

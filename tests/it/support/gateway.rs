@@ -41,7 +41,7 @@ struct Footprint {
 }
 
 impl Setup {
-    /// In front of `app` (`host:port` or `unix:/path`), without a drain delay.
+    /// In front of `app` (`host:port` or `unix:/path`), as TCP, without a drain delay.
     pub(crate) fn new(engine: Engine, app: impl ToString) -> Self {
         Self::without_port(engine).port(app)
     }
@@ -52,7 +52,7 @@ impl Setup {
             Self { engine: engine.name(), flags: Vec::new(), launcher: Vec::new(), denied: None };
         let local = ["admin", "probe", "metrics"];
         let setup = local.iter().fold(setup, |setup, face| setup.set(face, "127.0.0.1:0"));
-        setup.set("drain-delay", "0s")
+        setup.set("drain-delay", "0s").set("protocol", "tcp")
     }
 
     /// One more port, in front of `app`.
@@ -151,7 +151,7 @@ impl Setup {
         words.push(binary.to_str().expect("UTF-8").to_owned());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg("run");
-        command.args(["--engine", self.engine, "--protocol", "tcp"]);
+        command.args(["--engine", self.engine]);
         command.arg("--control").arg(dir.path().join("control.sock"));
         command.args(&self.flags);
         let log = File::create(dir.path().join("log")).expect("a log file");
@@ -300,6 +300,11 @@ impl Gateway {
         }
     }
 
+    /// How many descriptors it has more than when it began to serve.
+    pub(crate) fn fds_since_start(&self) -> i64 {
+        process::open_fds(self.pid) as i64 - self.baseline.fds as i64
+    }
+
     /// What is not as it was, if anything.
     fn left_over(&self) -> Option<String> {
         let status = self.try_status()?;
@@ -383,6 +388,8 @@ pub(crate) struct Pools {
 pub(crate) struct Port {
     pub(crate) listen: String,
     pub(crate) mode: String,
+    #[serde(default)]
+    pub(crate) protocol: String,
     pub(crate) limit: Option<u64>,
     pub(crate) active: u64,
     pub(crate) queued: u64,
