@@ -16,6 +16,10 @@ mod outside; // servers and clients that people run
 
 mod rig; // the rig itself
 
+mod classify; // ports that are auto
+mod curl; // P9: what clients rely on is the same with and without
+mod leaves; // P1, P5: clients that leave after they were let in
+mod queue; // P2, P3: in order, bounded, never for those who left
 mod refuse; // P4: quickly, politely, by reason
 mod servers; // nginx, gunicorn, Node, grpcio and their clients
 
