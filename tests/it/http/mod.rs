@@ -6,7 +6,8 @@
 
 mod client; // HTTP/1, byte by byte
 mod exchange; // one request at the application
-mod http2; // HTTP/2, frame by frame
+mod frames; // HTTP/2, what no library would send
+mod http2; // HTTP/2, through a library
 mod oracle; // the application that counts
 mod scripts; // what it does
 mod wire1;
@@ -16,12 +17,16 @@ mod outside; // servers and clients that people run
 
 mod rig; // the rig itself
 
+mod attacks; // A1 to A9: what one client can do to the others
 mod classify; // ports that are auto
 mod curl; // P9: what clients rely on is the same with and without
+mod drain; // P6: nothing is lost when it goes
 mod leaves; // P1, P5: clients that leave after they were let in
+mod overload; // A16: far more than fits
 mod queue; // P2, P3: in order, bounded, never for those who left
 mod refuse; // P4: quickly, politely, by reason
 mod servers; // nginx, gunicorn, Node, grpcio and their clients
+mod smuggling; // A7, A8: the application sees the requests we see
 
 use std::time::Duration;
 

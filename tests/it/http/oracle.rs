@@ -63,6 +63,7 @@ pub(crate) struct Books {
     in_progress: AtomicUsize,
     peak: AtomicUsize,
     pub(crate) releases: Semaphore,
+    pub(crate) workers: Semaphore,
     stop: Notify,
 }
 
@@ -77,6 +78,7 @@ impl HttpOracle {
             in_progress: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             releases: Semaphore::new(0),
+            workers: Semaphore::new(8),
             stop: Notify::new(),
         });
         let thread = std::thread::spawn({

@@ -14,7 +14,7 @@ use crate::support::{Engine, Over, SOON, engines, pattern, scale, slack, until};
 use super::client::{self, Http1, assert_refusal};
 use super::http2::{self, Http2};
 use super::oracle::HttpOracle;
-use super::{assert_settled, gate, queued, refused};
+use super::{assert_settled, gate, refused};
 
 engines!(
     a_refusal_says_why_and_when_to_come_back,

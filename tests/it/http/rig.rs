@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use crate::support::ledger::{self, End};
-use crate::support::{SOON, pattern, until};
+use crate::support::{SOON, pattern, skip, until};
 
 use super::client::{self, Http1};
+use super::frames::{self, Raw};
 use super::http2::{self, Http2};
 use super::oracle::HttpOracle;
+use super::outside::{self, Outside, succeed};
 
 /// Clients of HTTP/1 and the application agree about who was answered what, and how many at once.
 #[test]
@@ -98,4 +100,57 @@ fn the_client_tells_a_broken_answer() {
     assert_eq!(client::exchange(app.address, "/break?n=10", SOON), End::Lost);
     let impatient = Duration::from_millis(20);
     assert_eq!(client::exchange(app.address, "/never", impatient), End::TimedOut);
+}
+
+/// The servers and clients from outside agree with each other, and the servers' books are right.
+#[test]
+fn servers_and_clients_from_outside_agree() {
+    let apps = (Outside::nginx(), Outside::gunicorn(), Outside::node(), Outside::grpcio());
+    let (Some(nginx), Some(gunicorn), Some(node), Some(grpcio)) = apps else {
+        return skip("nginx, node or what tests/apps/setup installs is missing");
+    };
+    let run = |name: &str, arguments: &[&str]| {
+        succeed(outside::client(name).expect("it is installed").args(arguments));
+    };
+    for app in [&gunicorn, &node] {
+        run("client_httpx.py", &[&format!("http://{}", app.address()), "1"]);
+    }
+    run("client_websockets.py", &[&format!("ws://{}/socket", node.address()), "3"]);
+    run("client_grpc.py", &[&grpcio.address(), "calls"]);
+    run("client_grpc.py", &[&grpcio.address(), "storm", "50", "1"]);
+    let address = nginx.address().parse().expect("an address");
+    assert_eq!(Http1::connect(address).get("/").text(), "ok");
+    for (app, most) in [(&gunicorn, 4), (&node, 8), (&grpcio, 100)] {
+        until("it has ended", SOON, || app.counted().in_progress == 0);
+        let counted = app.counted();
+        assert!((2..=most).contains(&counted.peak), "{}: {counted:?}", app.name);
+    }
+    until("nginx writes its books", SOON, || {
+        matches!(&nginx.lines()[..], [line] if line.starts_with("- GET / "))
+    });
+}
+
+/// The load of `overload` without a gateway: what the application can do is what it is said to do.
+#[test]
+fn the_workers_have_the_capacity_they_are_said_to_have() {
+    let app = HttpOracle::start();
+    let start = std::time::Instant::now();
+    let ledger = ledger::closed_loop(16, 80, |_, _| {
+        client::exchange(app.address, "/worker?ms=20", SOON)
+    });
+    assert_eq!(ledger.of(End::Answered), 80, "{ledger:?}");
+    assert!(start.elapsed() >= Duration::from_millis(200), "8 workers: {:?}", start.elapsed());
+}
+
+/// Frames made by hand are understood by a library.
+#[test]
+fn frames_by_hand_are_http2() {
+    let app = HttpOracle::start();
+    let mut raw = Raw::connect(app.address);
+    let head = frames::request("GET", "/", &[("x-id", "7")]);
+    let flags = frames::END_HEADERS | frames::END_STREAM;
+    raw.send(&frames::frame(frames::HEADERS, flags, 1, &head)).expect("writes");
+    let answer = std::iter::from_fn(|| raw.read().ok()).find(|frame| frame.stream == 1);
+    assert_eq!(answer.expect("an answer").kind, frames::HEADERS);
+    assert_eq!(app.ids(), [7]);
 }

@@ -3,6 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/work?ms=` | its id after so long; goes on working when nobody waits any more |
+//! | `/worker?ms=` | the same, by one of 8 workers |
 //! | `/held` | its id when released |
 //! | `/stream?n=&ms=` | so many parts of 1000 bytes, so far apart |
 //! | `/held-stream` | a part at once, the rest when released |
@@ -39,6 +40,12 @@ pub(crate) async fn play(exchange: &mut Exchange<'_>) -> io::Result<()> {
     let id = seen.id.unwrap_or(0).to_string();
     match path {
         "/work" => {
+            tokio::time::sleep(ms).await;
+            exchange.whole(200, id.as_bytes()).await
+        }
+        "/worker" => {
+            let workers = std::sync::Arc::clone(&exchange.entry.books);
+            let _worker = workers.workers.acquire().await.expect("never closed");
             tokio::time::sleep(ms).await;
             exchange.whole(200, id.as_bytes()).await
         }
