@@ -252,7 +252,9 @@ fn a5_slow_heads_hold_no_slot(engine: Engine) {
     for mut client in slow {
         match client.answer() {
             Ok(answer) => assert_eq!(answer.status, 408, "{answer:?}"),
-            Err(error) => assert!(!matches!(error.kind(), std::io::ErrorKind::WouldBlock), "{error}"),
+            Err(error) => {
+                assert!(!matches!(error.kind(), std::io::ErrorKind::WouldBlock), "{error}")
+            }
         }
     }
     let took = start.elapsed();
@@ -361,7 +363,14 @@ fn a9_header_bombs(engine: Engine) {
             }
             // 4000 bytes in the dynamic table, then 200 references of one byte to it.
             let mut block = frames::request("GET", "/", &[]);
-            block.extend([0x40, 1, b'x', 0x7f, 0x80 | (3_900 - 127) as u8 & 0x7f, ((3_900 - 127) >> 7) as u8]);
+            block.extend([
+                0x40,
+                1,
+                b'x',
+                0x7f,
+                0x80 | (3_900 - 127) as u8 & 0x7f,
+                ((3_900 - 127) >> 7) as u8,
+            ]);
             block.extend([b'y'; 3_900]);
             block.extend([0xbe; 2_000]);
             let mut raw = Raw::connect(gateway.address);

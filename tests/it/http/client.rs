@@ -18,7 +18,6 @@ pub(crate) struct Http1 {
 /// An answer, read to its end.
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
-    pub(crate) version: String,
     pub(crate) status: u16,
     /// Names in lower case.
     pub(crate) headers: Vec<(String, String)>,
@@ -125,9 +124,9 @@ impl Http1 {
     pub(crate) fn head(&mut self) -> io::Result<Answer> {
         let line = self.line()?;
         let bad = || io::Error::new(ErrorKind::InvalidData, format!("no status line: {line:?}"));
-        let (version, rest) = line.split_once(' ').ok_or_else(bad)?;
+        let (_, rest) = line.split_once(' ').ok_or_else(bad)?;
         let status = rest.get(..3).and_then(|code| code.parse().ok()).ok_or_else(bad)?;
-        let mut answer = Answer { version: version.to_owned(), status, ..Answer::default() };
+        let mut answer = Answer { status, ..Answer::default() };
         answer.headers = self.fields()?;
         Ok(answer)
     }

@@ -72,7 +72,10 @@ fn curl_sees_the_same(engine: Engine) {
             let seen = app.seen();
             let (before, now) = (&seen[seen.len() - 2], &seen[seen.len() - 1]);
             assert_eq!((&now.method, &now.path), (&before.method, &before.path));
-            assert_eq!((now.body, now.damaged, now.whole), (before.body, before.damaged, before.whole));
+            assert_eq!(
+                (now.body, now.damaged, now.whole),
+                (before.body, before.damaged, before.whole)
+            );
         }
     }
     assert_settled(&gateway, app.address.port());
@@ -99,7 +102,8 @@ fn curl(to: SocketAddr, version: &str, case: &[&str]) -> (String, Vec<String>, V
     let status = lines.next().expect("a status line").split(' ').nth(1).expect("a status");
     let own = ["date", "via", "connection", "x-request-id", "transfer-encoding", "keep-alive"];
     let headers = lines.map(str::to_ascii_lowercase);
-    let headers = headers.filter(|line| !own.iter().any(|name| line.starts_with(&format!("{name}:"))));
+    let headers =
+        headers.filter(|line| !own.iter().any(|name| line.starts_with(&format!("{name}:"))));
     let mut headers: Vec<_> = headers.collect();
     headers.sort();
     (status.to_owned(), headers, body.to_vec())
@@ -253,7 +257,11 @@ fn an_early_final_answer_replaces_the_go_ahead(engine: Engine) {
         assert_eq!(answer.status, status);
     }
     let mut client = Http1::connect(gateway.address);
-    assert_eq!(client.post("/up", pattern::slice(0, 9)).text(), "9 intact", "nothing was left behind");
+    assert_eq!(
+        client.post("/up", pattern::slice(0, 9)).text(),
+        "9 intact",
+        "nothing was left behind"
+    );
     drop(client);
     assert_settled(&gateway, app.address.port());
 }
@@ -300,7 +308,8 @@ fn pipelined_requests_are_answered_in_order(engine: Engine) {
         let mut client = Http1::connect(to);
         let get = |n: u32| format!("GET /down?n={n} HTTP/1.1\r\nHost: app\r\n\r\n");
         let post = "POST /up HTTP/1.1\r\nHost: app\r\nContent-Length: 0\r\n\r\n";
-        let chunked = "POST /up HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+        let chunked =
+            "POST /up HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
         client.send([&get(5), post, &get(70_000), chunked, &get(0), &get(1)].concat());
         let read = |_| {
             let answer = client.answer().expect("an answer");
@@ -390,8 +399,12 @@ fn hop_by_hop_headers_stay_here(engine: Engine) {
     let app = HttpOracle::start();
     let gateway = gate(engine, app.address).set("limit", 1).start();
     let mut client = Http1::connect(gateway.address);
-    let hops = "Connection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\n";
-    client.ask("/", &format!("{hops}X-End: 1\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"));
+    let hops =
+        "Connection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\n";
+    client.ask(
+        "/",
+        &format!("{hops}X-End: 1\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"),
+    );
     let answer = client.answer().expect("an answer");
     assert_eq!(answer.status, 200);
     assert!(client.closed(), "as it asked");

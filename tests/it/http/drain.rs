@@ -224,7 +224,8 @@ fn http2_is_told_to_go_away(engine: Engine) {
                 }
             }
             frames::PING if frame.flags == 0 => {
-                raw.send(&frames::frame(frames::PING, frames::ACK, 0, &frame.payload)).expect("writes");
+                raw.send(&frames::frame(frames::PING, frames::ACK, 0, &frame.payload))
+                    .expect("writes");
             }
             _ if frame.stream == 1 && frame.flags & frames::END_STREAM != 0 => break,
             frames::RST_STREAM => panic!("the stream was cut: {frame:?}"),

@@ -67,7 +67,8 @@ impl Raw {
         stream.set_nodelay(true).expect("TCP_NODELAY");
         stream.set_read_timeout(Some(SOON)).expect("a timeout");
         let mut raw = Self(stream);
-        let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(SETTINGS, 0, 0, b"")[..]].concat();
+        let preface =
+            [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(SETTINGS, 0, 0, b"")[..]].concat();
         raw.send(&preface).expect("writes");
         raw
     }

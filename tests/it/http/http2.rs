@@ -14,10 +14,9 @@ use crate::support::SOON;
 
 use super::client::{Answer, next_id};
 
-/// One connection; the task that drives it ends with it.
+/// One connection; a task of its own drives it.
 pub(crate) struct Http2 {
     send: SendRequest<Bytes>,
-    driver: tokio::task::JoinHandle<Result<(), h2::Error>>,
 }
 
 /// Runs a test's conversation, with a bound.
@@ -31,18 +30,11 @@ pub(crate) fn block_on<T>(conversation: impl Future<Output = T>) -> T {
 }
 
 /// Looks again and again until `condition` holds, while the connections go on.
-#[track_caller]
-pub(crate) fn until(
-    what: &str,
-    bound: Duration,
-    mut condition: impl FnMut() -> bool,
-) -> impl Future<Output = ()> {
-    async move {
-        let start = std::time::Instant::now();
-        while !condition() {
-            assert!(start.elapsed() < bound, "not within {bound:?}: {what}");
-            tokio::time::sleep(Duration::from_millis(1)).await; // between two looks
-        }
+pub(crate) async fn until(what: &str, bound: Duration, mut condition: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < bound, "not within {bound:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await; // between two looks
     }
 }
 
@@ -57,8 +49,8 @@ impl Http2 {
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(1 << 20).initial_connection_window_size(1 << 22);
         let (send, connection) = builder.handshake(stream).await?;
-        let driver = tokio::task::spawn_local(connection);
-        Ok(Self { send, driver })
+        tokio::task::spawn_local(connection);
+        Ok(Self { send })
     }
 
     /// Opens a stream; `end` says that nothing follows the head.
@@ -97,12 +89,6 @@ impl Http2 {
         let (_, answer) = tokio::join!(upload, answer(response));
         answer.unwrap_or_else(|error| panic!("POST {path}: {error}"))
     }
-
-    /// Waits until the other side has closed; the reason of its GOAWAY, if it was an error.
-    pub(crate) async fn closed(self) -> Result<(), h2::Error> {
-        drop(self.send);
-        self.driver.await.expect("no panic")
-    }
 }
 
 /// Sends a whole body and END_STREAM.
@@ -136,8 +122,7 @@ pub(crate) async fn head(
     let response = response.await?;
     let (parts, body) = response.into_parts();
     let headers = fields(&parts.headers);
-    let answer =
-        Answer { version: "HTTP/2".to_owned(), status: parts.status.as_u16(), headers, ..Answer::default() };
+    let answer = Answer { status: parts.status.as_u16(), headers, ..Answer::default() };
     let body = (!body.is_end_stream()).then_some(body);
     Ok((answer, body))
 }

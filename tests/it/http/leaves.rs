@@ -56,7 +56,11 @@ fn the_slot_is_held_until_the_application_has_answered(engine: Engine) {
     for reset in [false, true] {
         let client = Http1::asking(gateway.address, "/held");
         until("it is in", SOON, || app.in_progress() == 1);
-        if reset { client.reset() } else { drop(client) }
+        if reset {
+            client.reset()
+        } else {
+            drop(client)
+        }
         the_next_one_waits(&gateway, &app);
     }
     assert_settled(&gateway, app.address.port());
@@ -68,7 +72,11 @@ fn the_slot_is_held_until_the_stream_has_ended(engine: Engine) {
     for reset in [false, true] {
         let mut client = Http1::asking(gateway.address, "/held-stream");
         assert_eq!(client.head().expect("an answer has begun").status, 200);
-        if reset { client.reset() } else { drop(client) }
+        if reset {
+            client.reset()
+        } else {
+            drop(client)
+        }
         the_next_one_waits(&gateway, &app);
     }
     assert_settled(&gateway, app.address.port());
@@ -118,9 +126,14 @@ fn an_upload_that_breaks_off_is_not_whole(engine: Engine) {
             let mut client = Http1::connect(gateway.address);
             client.begin("POST", "/up", &format!("{framing}\r\n"));
             client.send(bytes);
-            let sees = |app: &HttpOracle| app.seen().last().is_some_and(|seen| seen.id == Some(client.id));
+            let sees =
+                |app: &HttpOracle| app.seen().last().is_some_and(|seen| seen.id == Some(client.id));
             until("it is in", SOON, || sees(&app));
-            if reset { client.reset() } else { drop(client) }
+            if reset {
+                client.reset()
+            } else {
+                drop(client)
+            }
             until("the application hears of it", slack(Duration::from_secs(1)), || {
                 app.seen().last().is_some_and(|seen| seen.end.is_some())
             });

@@ -32,8 +32,6 @@ pub(crate) struct Seen {
     pub(crate) headers: Vec<(String, String)>,
     /// The number of the connection it came on.
     pub(crate) connection: usize,
-    /// How many were in progress then, this one included.
-    pub(crate) at_once: usize,
     /// Bytes of its body that were read, whether one was not the pattern's, and whether the end came.
     pub(crate) body: u64,
     pub(crate) damaged: bool,
@@ -186,7 +184,6 @@ impl Books {
             version: head.version,
             headers: head.headers,
             connection,
-            at_once,
             body: 0,
             damaged: false,
             whole: false,

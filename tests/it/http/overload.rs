@@ -72,7 +72,9 @@ fn overload(engine: Engine, times: u32, length: Duration) {
     let p50 = took.get(took.len() / 2).copied().unwrap_or(SOON);
     let tell = format!(
         "{times} times {capacity:.0}/s: goodput {goodput:.3}, served p50 {p50:?}, {} refused, {} gave up, {} broken",
-        books.refused, books.left.len(), books.broken
+        books.refused,
+        books.left.len(),
+        books.broken
     );
     eprintln!("{tell}");
     assert_eq!(books.broken, 0, "{tell}");
@@ -90,7 +92,13 @@ fn overload(engine: Engine, times: u32, length: Duration) {
 }
 
 /// An open loop: so many requests a second, each on a connection of its own.
-async fn offer(gateway: &Gateway, books: &Arc<Mutex<Books>>, work: Duration, rate: f64, length: Duration) {
+async fn offer(
+    gateway: &Gateway,
+    books: &Arc<Mutex<Books>>,
+    work: Duration,
+    rate: f64,
+    length: Duration,
+) {
     let to = gateway.address;
     let start = Instant::now();
     let mut clients = tokio::task::JoinSet::new();

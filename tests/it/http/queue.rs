@@ -234,8 +234,7 @@ fn nobody_waits_longer_than_promised(engine: Engine) {
     let app = HttpOracle::start();
     let (gateway, mut first) = occupied_with(engine, &app, "queue-timeout", "300ms");
     let asked = Instant::now();
-    let mut waiters: Vec<_> =
-        (0..10).map(|_| Http1::asking(gateway.address, "/gone")).collect();
+    let mut waiters: Vec<_> = (0..10).map(|_| Http1::asking(gateway.address, "/gone")).collect();
     for waiter in &mut waiters {
         let answer = waiter.answer().expect("an answer");
         assert_refusal(&answer, 503, "connection_limit_reached", "queue_timeout");
@@ -270,7 +269,7 @@ fn a_deadline_that_has_no_room_is_refused_at_arrival(engine: Engine) {
         assert_eq!(answer.trailers, [("grpc-status".to_owned(), "0".to_owned())], "{answer:?}");
     });
     refused(&gateway, "deadline_unmeetable", 1);
-    assert_eq!(app.seen()[0].header("grpc-timeout").is_some(), true, "it is passed on");
+    assert!(app.seen()[0].header("grpc-timeout").is_some(), "it is passed on");
     assert_settled(&gateway, app.address.port());
 }
 

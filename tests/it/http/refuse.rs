@@ -328,8 +328,7 @@ fn one_client_has_its_own_cap(engine: Engine) {
         .set("per-client-limit", 2)
         .start();
     let from = |host: u8| {
-        let mut client =
-            Http1::connect_from(IpAddr::from([127, 0, 0, host]), gateway.address);
+        let mut client = Http1::connect_from(IpAddr::from([127, 0, 0, host]), gateway.address);
         client.ask("/held", "");
         client
     };
@@ -377,7 +376,9 @@ fn an_application_that_does_not_accept(engine: Engine) {
     let address = listener.local_addr().expect("bound").as_socket().expect("an IP address");
     // What the backlog still takes.
     let mut taken = Vec::new();
-    while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, slack(Duration::from_millis(100))) {
+    while let Ok(stream) =
+        std::net::TcpStream::connect_timeout(&address, slack(Duration::from_millis(100)))
+    {
         taken.push(stream);
         assert!(taken.len() < 100, "a backlog of 0 is small");
     }

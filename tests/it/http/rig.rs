@@ -15,9 +15,8 @@ use super::outside::{self, Outside, succeed};
 #[test]
 fn the_application_answers_and_counts() {
     let app = HttpOracle::start();
-    let ledger = ledger::closed_loop(8, 200, |_, _| {
-        client::exchange(app.address, "/work?ms=1", SOON)
-    });
+    let ledger =
+        ledger::closed_loop(8, 200, |_, _| client::exchange(app.address, "/work?ms=1", SOON));
     assert_eq!(ledger.of(End::Answered), 200, "{ledger:?}");
     assert_eq!((app.count(), app.connections()), (200, 200));
     assert!(app.peak() <= 8, "{} at once from 8 clients", app.peak());
@@ -46,7 +45,7 @@ fn a_connection_is_kept() {
     client.begin("POST", "/up", "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n");
     assert_eq!(client.head().expect("a go-ahead").status, 100);
     client.send("3;extension=1\r\n");
-    client.send(&pattern::slice(0, 3)[..]);
+    client.send(pattern::slice(0, 3));
     client.send("\r\n0\r\nX-Sum: 3\r\n\r\n");
     assert_eq!(client.answer().expect("an answer").text(), "3 intact");
     let seen = app.seen();
@@ -125,9 +124,11 @@ fn servers_and_clients_from_outside_agree() {
         let counted = app.counted();
         assert!((2..=most).contains(&counted.peak), "{}: {counted:?}", app.name);
     }
-    until("nginx writes its books", SOON, || {
-        matches!(&nginx.lines()[..], [line] if line.starts_with("- GET / "))
-    });
+    until(
+        "nginx writes its books",
+        SOON,
+        || matches!(&nginx.lines()[..], [line] if line.starts_with("- GET / ")),
+    );
 }
 
 /// The load of `overload` without a gateway: what the application can do is what it is said to do.
@@ -135,9 +136,8 @@ fn servers_and_clients_from_outside_agree() {
 fn the_workers_have_the_capacity_they_are_said_to_have() {
     let app = HttpOracle::start();
     let start = std::time::Instant::now();
-    let ledger = ledger::closed_loop(16, 80, |_, _| {
-        client::exchange(app.address, "/worker?ms=20", SOON)
-    });
+    let ledger =
+        ledger::closed_loop(16, 80, |_, _| client::exchange(app.address, "/worker?ms=20", SOON));
     assert_eq!(ledger.of(End::Answered), 80, "{ledger:?}");
     assert!(start.elapsed() >= Duration::from_millis(200), "8 workers: {:?}", start.elapsed());
 }

@@ -41,14 +41,24 @@ const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: app\r\n\r\n";
 const CORPUS: [(&str, Rule, &str, &str); 44] = [
     ("CL.TE", Alike, "POST / HTTP/1.1|Content-Length: 5|Transfer-Encoding: chunked", "0\r\n\r\nS"),
     ("TE.CL", Alike, "POST / HTTP/1.1|Transfer-Encoding: chunked|Content-Length: 4", "5c\r\nS"),
-    ("TE.CL whole", Alike, "POST / HTTP/1.1|Transfer-Encoding: chunked|Content-Length: 3", "0\r\n\r\nS"),
+    (
+        "TE.CL whole",
+        Alike,
+        "POST / HTTP/1.1|Transfer-Encoding: chunked|Content-Length: 3",
+        "0\r\n\r\nS",
+    ),
     ("CL.0", Alike, "POST / HTTP/1.1|Content-Length: 37", "S"),
     ("CL.0 GET", Alike, "GET / HTTP/1.1|Content-Length: 37", "S"),
     ("CL of 0 and a body", Alike, "POST / HTTP/1.1|Content-Length: 0", "S"),
     ("TE.0", Alike, "OPTIONS / HTTP/1.1|Transfer-Encoding: chunked", "25\r\nS\r\n0\r\n\r\n"),
     ("TE.0 GET", Alike, "GET / HTTP/1.1|Transfer-Encoding: chunked", "25\r\nS\r\n0\r\n\r\n"),
     ("two lengths", Reject, "POST / HTTP/1.1|Content-Length: 0|Content-Length: 37", "S"),
-    ("the same length twice", Alike, "POST / HTTP/1.1|Content-Length: 5|Content-Length: 5", "hello"),
+    (
+        "the same length twice",
+        Alike,
+        "POST / HTTP/1.1|Content-Length: 5|Content-Length: 5",
+        "hello",
+    ),
     ("a list of lengths", Reject, "POST / HTTP/1.1|Content-Length: 0, 37", "S"),
     ("a list of one length", Alike, "POST / HTTP/1.1|Content-Length: 5, 5", "hello"),
     ("+5", Reject, "POST / HTTP/1.1|Content-Length: +5", "helloS"),
@@ -57,32 +67,97 @@ const CORPUS: [(&str, Rule, &str, &str); 44] = [
     ("0x5", Reject, "POST / HTTP/1.1|Content-Length: 0x5", "helloS"),
     ("5e0", Reject, "POST / HTTP/1.1|Content-Length: 5e0", "helloS"),
     ("an empty length", Reject, "POST / HTTP/1.1|Content-Length: ", "S"),
-    ("a length beyond 64 bits", Reject, "POST / HTTP/1.1|Content-Length: 18446744073709551621", "helloS"),
+    (
+        "a length beyond 64 bits",
+        Reject,
+        "POST / HTTP/1.1|Content-Length: 18446744073709551621",
+        "helloS",
+    ),
     ("leading zeros", Alike, "POST / HTTP/1.1|Content-Length: 005", "helloS"),
-    ("chunked is not last", Reject, "POST / HTTP/1.1|Transfer-Encoding: chunked, identity", "0\r\n\r\nS"),
+    (
+        "chunked is not last",
+        Reject,
+        "POST / HTTP/1.1|Transfer-Encoding: chunked, identity",
+        "0\r\n\r\nS",
+    ),
     ("unknown coding", Reject, "POST / HTTP/1.1|Transfer-Encoding: xchunked", "0\r\n\r\nS"),
     ("chunked twice", Alike, "POST / HTTP/1.1|Transfer-Encoding: chunked, chunked", "0\r\n\r\nS"),
-    ("chunked in two lines", Alike, "POST / HTTP/1.1|Transfer-Encoding: chunked|Transfer-Encoding: identity", "0\r\n\r\nS"),
+    (
+        "chunked in two lines",
+        Alike,
+        "POST / HTTP/1.1|Transfer-Encoding: chunked|Transfer-Encoding: identity",
+        "0\r\n\r\nS",
+    ),
     ("vertical tab", Reject, "POST / HTTP/1.1|Transfer-Encoding: \x0bchunked", "0\r\n\r\nS"),
     ("quoted", Reject, "POST / HTTP/1.1|Transfer-Encoding: \"chunked\"", "0\r\n\r\nS"),
     ("upper case", Alike, "POST / HTTP/1.1|Transfer-Encoding: CHUNKED", "0\r\n\r\nS"),
-    ("a space before the colon", Reject, "POST / HTTP/1.1|Transfer-Encoding : chunked", "0\r\n\r\nS"),
+    (
+        "a space before the colon",
+        Reject,
+        "POST / HTTP/1.1|Transfer-Encoding : chunked",
+        "0\r\n\r\nS",
+    ),
     ("a space before the colon of a length", Reject, "POST / HTTP/1.1|Content-Length : 37", "S"),
     ("an underscore", Alike, "POST / HTTP/1.1|Content_Length: 37|Content-Length: 5", "helloS"),
-    ("folded", Alike, "POST / HTTP/1.1|Transfer-Encoding:\r\n chunked|Content-Length: 5", "0\r\n\r\nS"),
+    (
+        "folded",
+        Alike,
+        "POST / HTTP/1.1|Transfer-Encoding:\r\n chunked|Content-Length: 5",
+        "0\r\n\r\nS",
+    ),
     ("folded first line", Reject, "POST / HTTP/1.1| Transfer-Encoding: chunked", "0\r\n\r\nS"),
     ("bare LF in a head", Alike, "POST / HTTP/1.1|X: y\nTransfer-Encoding: chunked", "0\r\n\r\nS"),
     ("bare CR in a head", Reject, "POST / HTTP/1.1|X: y\rTransfer-Encoding: chunked", "0\r\n\r\nS"),
     ("NUL in a head", Reject, "POST / HTTP/1.1|X: y\0z", "S"),
     ("HTTP/1.0 chunked", Alike, "POST / HTTP/1.0|Transfer-Encoding: chunked", "0\r\n\r\nS"),
-    ("HTTP/1.0 chunked, kept", Alike, "POST / HTTP/1.0|Connection: keep-alive|Transfer-Encoding: chunked|Content-Length: 5", "0\r\n\r\nS"),
-    ("chunk extension", Alike, "POST / HTTP/1.1|Transfer-Encoding: chunked", "5;a=\"b\"\r\nhello\r\n0\r\n\r\nS"),
-    ("LF in a chunk extension", Alike, "POST / HTTP/1.1|Transfer-Encoding: chunked", "2;\nxx\r\n25\r\n0\r\n\r\nS"),
-    ("LF after a chunk size", Alike, "POST / HTTP/1.1|Transfer-Encoding: chunked", "5\nhello\r\n0\r\n\r\nS"),
-    ("a chunk that is too long", Reject, "POST / HTTP/1.1|Transfer-Encoding: chunked", "5\r\nhelloX\r\n0\r\n\r\nS"),
-    ("a chunk size with a sign", Reject, "POST / HTTP/1.1|Transfer-Encoding: chunked", "+5\r\nhello\r\n0\r\n\r\nS"),
-    ("a chunk size beyond 64 bits", Reject, "POST / HTTP/1.1|Transfer-Encoding: chunked", "10000000000000005\r\nhello\r\n0\r\n\r\nS"),
-    ("a length among the trailers", Alike, "POST / HTTP/1.1|Transfer-Encoding: chunked", "0\r\nContent-Length: 37\r\n\r\nS"),
+    (
+        "HTTP/1.0 chunked, kept",
+        Alike,
+        "POST / HTTP/1.0|Connection: keep-alive|Transfer-Encoding: chunked|Content-Length: 5",
+        "0\r\n\r\nS",
+    ),
+    (
+        "chunk extension",
+        Alike,
+        "POST / HTTP/1.1|Transfer-Encoding: chunked",
+        "5;a=\"b\"\r\nhello\r\n0\r\n\r\nS",
+    ),
+    (
+        "LF in a chunk extension",
+        Alike,
+        "POST / HTTP/1.1|Transfer-Encoding: chunked",
+        "2;\nxx\r\n25\r\n0\r\n\r\nS",
+    ),
+    (
+        "LF after a chunk size",
+        Alike,
+        "POST / HTTP/1.1|Transfer-Encoding: chunked",
+        "5\nhello\r\n0\r\n\r\nS",
+    ),
+    (
+        "a chunk that is too long",
+        Reject,
+        "POST / HTTP/1.1|Transfer-Encoding: chunked",
+        "5\r\nhelloX\r\n0\r\n\r\nS",
+    ),
+    (
+        "a chunk size with a sign",
+        Reject,
+        "POST / HTTP/1.1|Transfer-Encoding: chunked",
+        "+5\r\nhello\r\n0\r\n\r\nS",
+    ),
+    (
+        "a chunk size beyond 64 bits",
+        Reject,
+        "POST / HTTP/1.1|Transfer-Encoding: chunked",
+        "10000000000000005\r\nhello\r\n0\r\n\r\nS",
+    ),
+    (
+        "a length among the trailers",
+        Alike,
+        "POST / HTTP/1.1|Transfer-Encoding: chunked",
+        "0\r\nContent-Length: 37\r\n\r\nS",
+    ),
 ];
 
 /// Further bytes that are not of that shape.
@@ -90,18 +165,52 @@ fn raw_cases() -> Vec<(&'static str, Rule, String)> {
     let upgrade = "GET / HTTP/1.1\r\nHost: app\r\nConnection: Upgrade";
     let settings = "HTTP2-Settings: AAMAAABkAAQAAP__\r\n";
     vec![
-        ("a premature upgrade", Alike, format!("{upgrade}\r\nUpgrade: websocket\r\n\r\n{SMUGGLED}")),
-        ("an upgrade with a body", Alike, format!("{upgrade}\r\nUpgrade: websocket\r\nContent-Length: 37\r\n\r\n{SMUGGLED}")),
-        ("an upgrade to h2c", Alike, format!("{upgrade}, HTTP2-Settings\r\nUpgrade: h2c\r\n{settings}\r\n{SMUGGLED}")),
+        (
+            "a premature upgrade",
+            Alike,
+            format!("{upgrade}\r\nUpgrade: websocket\r\n\r\n{SMUGGLED}"),
+        ),
+        (
+            "an upgrade with a body",
+            Alike,
+            format!("{upgrade}\r\nUpgrade: websocket\r\nContent-Length: 37\r\n\r\n{SMUGGLED}"),
+        ),
+        (
+            "an upgrade to h2c",
+            Alike,
+            format!("{upgrade}, HTTP2-Settings\r\nUpgrade: h2c\r\n{settings}\r\n{SMUGGLED}"),
+        ),
         ("bare LF everywhere", Alike, "GET / HTTP/1.1\nHost: app\n\n".to_owned() + SMUGGLED),
-        ("an absolute target", Alike, format!("GET http://other/ HTTP/1.1\r\nHost: app\r\n\r\n{SMUGGLED}")),
-        ("a space in the target", Alike, format!("GET /a b HTTP/1.1\r\nHost: app\r\n\r\n{SMUGGLED}")),
-        ("two hosts", Alike, format!("GET / HTTP/1.1\r\nHost: app\r\nHost: other\r\n\r\n{SMUGGLED}")),
+        (
+            "an absolute target",
+            Alike,
+            format!("GET http://other/ HTTP/1.1\r\nHost: app\r\n\r\n{SMUGGLED}"),
+        ),
+        (
+            "a space in the target",
+            Alike,
+            format!("GET /a b HTTP/1.1\r\nHost: app\r\n\r\n{SMUGGLED}"),
+        ),
+        (
+            "two hosts",
+            Alike,
+            format!("GET / HTTP/1.1\r\nHost: app\r\nHost: other\r\n\r\n{SMUGGLED}"),
+        ),
         ("no host", Alike, format!("GET / HTTP/1.1\r\n\r\n{SMUGGLED}")),
-        ("empty lines first", Alike, format!("\r\n\r\nGET / HTTP/1.1\r\nHost: app\r\n\r\n{SMUGGLED}")),
+        (
+            "empty lines first",
+            Alike,
+            format!("\r\n\r\nGET / HTTP/1.1\r\nHost: app\r\n\r\n{SMUGGLED}"),
+        ),
         ("HTTP/0.9", Alike, format!("GET /\r\n\r\n{SMUGGLED}")),
         ("HTTP/1.2", Alike, format!("GET / HTTP/1.2\r\nHost: app\r\n\r\n{SMUGGLED}")),
-        ("the preface later", Alike, format!("GET / HTTP/1.1\r\nHost: app\r\n\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{SMUGGLED}")),
+        (
+            "the preface later",
+            Alike,
+            format!(
+                "GET / HTTP/1.1\r\nHost: app\r\n\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{SMUGGLED}"
+            ),
+        ),
     ]
 }
 
@@ -133,7 +242,9 @@ fn ask(gateway: &Gateway, bytes: &str) -> (Vec<u16>, bool) {
         match stream.read(&mut part) {
             Ok(0) => break true,
             Ok(count) => said.extend_from_slice(&part[..count]),
-            Err(error) => break !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+            Err(error) => {
+                break !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+            }
         }
     };
     let text = String::from_utf8_lossy(&said).into_owned();
@@ -157,7 +268,8 @@ fn sees_what_we_see(gateway: &Gateway, seen: impl Fn() -> usize) {
         }
         let (ours, theirs) = count();
         let rejected = answers.last() == Some(&400) && closed;
-        let tell = format!("{name}: {answers:?}, closed: {closed}, we {ours}, the application {theirs}");
+        let tell =
+            format!("{name}: {answers:?}, closed: {closed}, we {ours}, the application {theirs}");
         if ours != theirs {
             wrong.push(format!("not alike: {tell}"));
         }
@@ -240,7 +352,10 @@ fn what_must_be_rejected_is(engine: Engine) {
         let before = app.count();
         let (answers, closed) = ask(&gateway, &bytes);
         if answers != [400] || !closed || app.count() != before {
-            wrong.push(format!("{name}: {answers:?}, closed: {closed}, {} passed", app.count() - before));
+            wrong.push(format!(
+                "{name}: {answers:?}, closed: {closed}, {} passed",
+                app.count() - before
+            ));
         }
         assert_eq!(bystander.get("/").status, 200, "after {name}");
     }
@@ -258,15 +373,43 @@ fn an_http2_request_smuggles_nothing(engine: Engine) {
         .set("abandon-timeout", "200ms")
         .start();
     let cases: [(&str, Vec<u8>, &str); 9] = [
-        ("a length of 0 and a body", frames::request("POST", "/", &[("content-length", "0")]), SMUGGLED),
-        ("a length that is too short", frames::request("POST", "/", &[("content-length", "5")]), SMUGGLED),
-        ("a length that is too long", frames::request("POST", "/", &[("content-length", "500")]), SMUGGLED),
-        ("chunked", frames::request("POST", "/", &[("transfer-encoding", "chunked")]), "0\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n"),
-        ("a line break in a field", frames::request("GET", "/", &[("x", "y\r\n\r\nGET /smuggled HTTP/1.1")]), ""),
+        (
+            "a length of 0 and a body",
+            frames::request("POST", "/", &[("content-length", "0")]),
+            SMUGGLED,
+        ),
+        (
+            "a length that is too short",
+            frames::request("POST", "/", &[("content-length", "5")]),
+            SMUGGLED,
+        ),
+        (
+            "a length that is too long",
+            frames::request("POST", "/", &[("content-length", "500")]),
+            SMUGGLED,
+        ),
+        (
+            "chunked",
+            frames::request("POST", "/", &[("transfer-encoding", "chunked")]),
+            "0\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n",
+        ),
+        (
+            "a line break in a field",
+            frames::request("GET", "/", &[("x", "y\r\n\r\nGET /smuggled HTTP/1.1")]),
+            "",
+        ),
         ("a line break in a name", frames::request("GET", "/", &[("x: y\r\nx", "z")]), ""),
-        ("a line break in the path", frames::request("GET", "/ HTTP/1.1\r\n\r\nGET /smuggled", &[]), ""),
+        (
+            "a line break in the path",
+            frames::request("GET", "/ HTTP/1.1\r\n\r\nGET /smuggled", &[]),
+            "",
+        ),
         ("a space in the method", frames::request("GET /smuggled HTTP/1.1\r\nX:", "/", &[]), ""),
-        ("an upgrade", frames::request("GET", "/", &[("connection", "upgrade"), ("upgrade", "websocket")]), SMUGGLED),
+        (
+            "an upgrade",
+            frames::request("GET", "/", &[("connection", "upgrade"), ("upgrade", "websocket")]),
+            SMUGGLED,
+        ),
     ];
     for (name, head, body) in cases {
         let before = app.count();
@@ -278,8 +421,9 @@ fn an_http2_request_smuggles_nothing(engine: Engine) {
         }
         raw.send(&bytes).expect("writes");
         raw.0.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
-        let _ = std::iter::from_fn(|| raw.read().ok())
-            .find(|frame| frame.stream == 1 && (frame.kind == frames::RST_STREAM || frame.flags & 1 == 1));
+        let _ = std::iter::from_fn(|| raw.read().ok()).find(|frame| {
+            frame.stream == 1 && (frame.kind == frames::RST_STREAM || frame.flags & 1 == 1)
+        });
         drop(raw);
         until("no slot is held", SOON, || gateway.port().active == 0);
         let seen = app.seen();

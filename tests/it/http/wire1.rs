@@ -209,11 +209,7 @@ impl Connection {
         self.stream.write_all(bytes).await
     }
 
-    pub(crate) async fn last(
-        &mut self,
-        bytes: &[u8],
-        trailers: &[(&str, &str)],
-    ) -> io::Result<()> {
+    pub(crate) async fn last(&mut self, bytes: &[u8], trailers: &[(&str, &str)]) -> io::Result<()> {
         self.part(bytes).await?;
         if self.length != Length::Unknown || self.head_only {
             return Ok(());
@@ -225,7 +221,8 @@ impl Connection {
 
     pub(crate) async fn tunnel(&mut self, entry: &mut Entry) -> io::Result<()> {
         self.close = true;
-        let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+        let answer =
+            b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
         self.stream.write_all(answer).await?;
         loop {
             let bytes = self.unread.split();

@@ -88,11 +88,7 @@ impl Stream {
         Ok(())
     }
 
-    pub(crate) async fn last(
-        &mut self,
-        bytes: &[u8],
-        trailers: &[(&str, &str)],
-    ) -> io::Result<()> {
+    pub(crate) async fn last(&mut self, bytes: &[u8], trailers: &[(&str, &str)]) -> io::Result<()> {
         let with_bytes = trailers.is_empty() && !bytes.is_empty();
         self.part(bytes, with_bytes).await?;
         let send = self.send.as_mut().expect("the head comes first");
