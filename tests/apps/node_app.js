@@ -77,9 +77,12 @@ const server = http.createServer((request, response) => {
 
 // RFC 6455, frame by frame: data comes back as it came, a ping is answered, a close is confirmed.
 server.on('upgrade', (request, socket, head) => {
-  const key = request.headers['sec-websocket-key'];
-  if (request.headers.upgrade?.toLowerCase() !== 'websocket' || !key) return socket.destroy();
   const entry = new Entry(request);
+  const key = request.headers['sec-websocket-key'];
+  if (request.headers.upgrade?.toLowerCase() !== 'websocket' || !key) {
+    entry.ends();
+    return socket.destroy();
+  }
   const accept = crypto.createHash('sha1').update(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`);
   socket.write('HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n' +
     `Sec-WebSocket-Accept: ${accept.digest('base64')}\r\n\r\n`);

@@ -52,7 +52,7 @@ fn curl_sees_the_same(engine: Engine) {
         &["/status?code=204"],
         &["/status?code=304"],
         &["/status?code=404"],
-        &["/trailers"],
+        &["-H", "TE: trailers", "/trailers"],
         &["-d", "a=b&c=d", "/up"],
         &["--data-binary", &at, "/up"],
         &["-T", file, "/up"],
@@ -100,7 +100,8 @@ fn curl(to: SocketAddr, version: &str, case: &[&str]) -> (String, Vec<String>, V
     };
     let mut lines = head.lines();
     let status = lines.next().expect("a status line").split(' ').nth(1).expect("a status");
-    let own = ["date", "via", "connection", "x-request-id", "transfer-encoding", "keep-alive"];
+    let own =
+        ["date", "via", "connection", "x-request-id", "transfer-encoding", "keep-alive", "trailer"];
     let headers = lines.map(str::to_ascii_lowercase);
     let headers =
         headers.filter(|line| !own.iter().any(|name| line.starts_with(&format!("{name}:"))));
@@ -221,7 +222,8 @@ fn trailers_pass_both_ways(engine: Engine) {
     assert_eq!(answer.trailers, [("x-sum".to_owned(), "4".to_owned())], "{answer:?}");
     client.begin("POST", "/up", "Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n");
     client.send("1\r\nx\r\n0\r\nX-Sum: 1\r\n\r\n");
-    assert_eq!(client.answer().expect("an answer").status, 200);
+    let answer = client.answer().expect("an answer");
+    assert_eq!(answer.status, 200, "{answer:?}");
     let seen = app.seen().pop().expect("two");
     assert_eq!(seen.trailers, [("x-sum".to_owned(), "1".to_owned())], "{seen:?}");
     drop(client);

@@ -63,7 +63,7 @@ impl Exchange<'_> {
         }
         match &mut self.wire {
             Wire::One(wire) => wire.head(status, &headers, length).await,
-            Wire::Two(wire) => wire.head(status, &headers).await,
+            Wire::Two(wire) => wire.head(status, &headers, length).await,
         }
     }
 

@@ -9,10 +9,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
+
+use crate::support::SOON;
 
 use super::wire1;
 use super::wire2;
@@ -114,6 +116,21 @@ impl HttpOracle {
     /// The ids in the order of arrival.
     pub(crate) fn ids(&self) -> Vec<u64> {
         self.books.seen().iter().filter_map(|seen| seen.id).collect()
+    }
+
+    /// Waits until every request has ended and its answer is written; a failure names those that have not.
+    #[track_caller]
+    pub(crate) fn all_over(&self) {
+        let start = Instant::now();
+        loop {
+            let seen = self.seen();
+            let open: Vec<_> = seen.iter().filter(|seen| seen.end.is_none()).collect();
+            if open.is_empty() {
+                return;
+            }
+            assert!(start.elapsed() < SOON, "not over after {SOON:?}: {open:?}");
+            std::thread::sleep(Duration::from_millis(5)); // between two looks
+        }
     }
 
     /// Lets so many held requests go on, in the order in which they came.

@@ -235,7 +235,7 @@ fn corpus() -> Vec<(&'static str, Rule, String)> {
 fn ask(gateway: &Gateway, bytes: &str) -> (Vec<u16>, bool) {
     let mut stream = TcpStream::connect(gateway.address).expect("the gateway listens");
     let _ = stream.write_all(bytes.as_bytes());
-    let quiet = Duration::from_millis(150); // nothing more will come
+    let quiet = Duration::from_millis(100); // nothing more will come
     stream.set_read_timeout(Some(quiet)).expect("a timeout");
     let (mut said, mut part) = (Vec::new(), [0; 65_536]);
     let closed = loop {
@@ -263,14 +263,15 @@ fn sees_what_we_see(gateway: &Gateway, seen: impl Fn() -> usize) {
         let (answers, closed) = ask(gateway, &bytes);
         let count = || (gateway.port().admitted as usize - before.0, seen() - before.1);
         let start = std::time::Instant::now();
-        while count().0 != count().1 && start.elapsed() < Duration::from_secs(1) {
+        let rejected = answers.last() == Some(&400) && closed;
+        while !rejected && count().0 != count().1 && start.elapsed() < Duration::from_secs(1) {
             std::thread::sleep(Duration::from_millis(5)); // between two looks
         }
         let (ours, theirs) = count();
-        let rejected = answers.last() == Some(&400) && closed;
         let tell =
             format!("{name}: {answers:?}, closed: {closed}, we {ours}, the application {theirs}");
-        if ours != theirs {
+        // What was let in and then turned out to be broken may be rejected before it is passed on.
+        if ours != theirs && !(rejected && ours == theirs + 1) {
             wrong.push(format!("not alike: {tell}"));
         }
         if answers.len() > ours + usize::from(rejected) {

@@ -183,7 +183,7 @@ impl Connection {
         text += &match length {
             Length::Known(_) if status == 204 || status == 304 => String::new(),
             Length::Known(length) => format!("content-length: {length}\r\n"),
-            Length::Unknown => "transfer-encoding: chunked\r\n".to_owned(),
+            Length::Unknown => "transfer-encoding: chunked\r\ntrailer: x-sum\r\n".to_owned(),
             Length::ToClose => String::new(),
         };
         if self.close {

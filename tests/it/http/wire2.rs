@@ -9,7 +9,7 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use tokio::net::TcpStream;
 
-use super::exchange::{Exchange, Wire};
+use super::exchange::{Exchange, Length, Wire};
 use super::oracle::{Books, Head};
 use super::scripts;
 
@@ -65,8 +65,16 @@ impl Stream {
         Ok(Some(part))
     }
 
-    pub(crate) async fn head(&mut self, status: u16, headers: &[(&str, String)]) -> io::Result<()> {
+    pub(crate) async fn head(
+        &mut self,
+        status: u16,
+        headers: &[(&str, String)],
+        length: Length,
+    ) -> io::Result<()> {
         let mut answer = Response::new(());
+        if let (Length::Known(length), false) = (length, matches!(status, 204 | 304)) {
+            answer.headers_mut().insert("content-length", length.into());
+        }
         *answer.status_mut() = status.try_into().expect("a status");
         for (name, value) in headers {
             answer.headers_mut().append(header(name), value.parse().expect("a header"));
