@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use socket2::SockRef;
 
-use super::{Conn, Port};
+use super::{Config, Port};
 use crate::io::{App, Engine, sock};
 use crate::outcome::{Outcome, Reason};
 
@@ -22,13 +22,14 @@ enum Unreachable {
 pub(super) async fn connect<E: Engine>(
     engine: &E,
     port: &Port,
-    conn: &Conn<E>,
+    config: &Config,
+    client: Option<SocketAddr>,
 ) -> Result<E::Stream, Outcome> {
     let mut failure = Reason::UpstreamRefused;
     for app in &port.apps {
         let dialled = tokio::select! {
             biased;
-            dialled = dial(engine, port, conn, app) => dialled,
+            dialled = dial(engine, port, config, client, app) => dialled,
             () = port.shared.cut.cancelled() => return Err(Outcome::Cut),
         };
         match dialled {
@@ -49,11 +50,12 @@ pub(super) async fn connect<E: Engine>(
 async fn dial<E: Engine>(
     engine: &E,
     port: &Port,
-    conn: &Conn<E>,
+    config: &Config,
+    client: Option<SocketAddr>,
     app: &App,
 ) -> Result<E::Stream, Unreachable> {
-    let stream = engine.dial(app, conn.config.connect_timeout).await?;
-    match introduce(port, conn, app, engine.socket(&stream)) {
+    let stream = engine.dial(app, config.connect_timeout).await?;
+    match introduce(port, config, client, app, engine.socket(&stream)) {
         Ok(()) => Ok(stream),
         Err(e) => {
             // The application may have accepted it: it must not be left with a connection that
@@ -65,9 +67,10 @@ async fn dial<E: Engine>(
 }
 
 /// See that a fresh connection is the application's, and say who is behind it.
-fn introduce<E: Engine>(
+fn introduce(
     port: &Port,
-    conn: &Conn<E>,
+    config: &Config,
+    client: Option<SocketAddr>,
     app: &App,
     socket: SockRef<'_>,
 ) -> Result<(), Unreachable> {
@@ -86,8 +89,8 @@ fn introduce<E: Engine>(
             sock::watch_peer(SockRef::from(&*socket))?;
         }
     }
-    if conn.config.send_proxy_protocol {
-        let header = proxy_header(conn.entry.client(), port.listen);
+    if config.send_proxy_protocol {
+        let header = proxy_header(client, port.listen);
         if socket.send(&header)? != header.len() {
             // A fresh connection has room for 52 bytes; one that has not is of no use.
             return Err(io::Error::from(io::ErrorKind::WriteZero).into());

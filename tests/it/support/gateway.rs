@@ -41,7 +41,7 @@ struct Footprint {
 }
 
 impl Setup {
-    /// In front of `app` (`host:port` or `unix:/path`), as TCP, without a drain delay.
+    /// In front of `app` (`host:port` or `unix:/path`), for TCP, without a drain delay.
     pub(crate) fn new(engine: Engine, app: impl ToString) -> Self {
         Self::without_port(engine).port(app)
     }
