@@ -1,6 +1,6 @@
 """The `h2` library as a client, side by side streams on one connection: `python client_h2.py HOST:PORT N`.
 
-N streams of an upload each, all open at once, sent in small frames in turns; then one reset in the middle
+N streams (at most 40: they fit the first window) of an upload each, all open at once, in turns; then one reset in the middle
 and a PING. Exit 0 when each was answered with what it sent.
 """
 
@@ -22,16 +22,16 @@ def main(target, count):
     bodies, answers, open_ = {}, {}, set()
     for number in range(int(count)):
         stream = connection.get_next_available_stream_id()
-        bodies[stream] = bytes([number % 256]) * 3000
+        bodies[stream] = bytes([number % 256]) * 1500
         connection.send_headers(
             stream,
             [(":method", "POST"), (":path", "/upload"), (":scheme", "http"), (":authority", "app")],
         )
         open_.add(stream)
         answers[stream] = b""
-    for start in range(0, 3000, 500):
+    for start in range(0, 1500, 250):
         for stream in bodies:
-            connection.send_data(stream, bodies[stream][start : start + 500], end_stream=start == 2500)
+            connection.send_data(stream, bodies[stream][start : start + 250], end_stream=start == 1250)
     leaves = connection.get_next_available_stream_id()
     connection.send_headers(
         leaves,
@@ -59,7 +59,7 @@ def main(target, count):
                 bad = (h2.events.StreamReset, h2.events.ConnectionTerminated)
                 assert not isinstance(event, bad), event
     for stream, body in bodies.items():
-        assert answers[stream] == f"3000 {hashlib.sha256(body).hexdigest()}\n".encode()
+        assert answers[stream] == f"1500 {hashlib.sha256(body).hexdigest()}\n".encode()
 
 
 if __name__ == "__main__":

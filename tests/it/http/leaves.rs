@@ -292,6 +292,7 @@ fn a_storm_of_those_who_leave_stays_within_the_limit(engine: Engine) {
         .set("limit", 4)
         .set("queue-length", 8)
         .set("queue-timeout", "60ms")
+        .set("abandon-timeout", "2s")
         .start();
     let watch = sockets::Watch::start(app.address.port());
     let (seed, count, turn) = (Rng::announced(), scale(600, 20_000) as u64, AtomicU64::new(0));

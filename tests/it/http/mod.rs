@@ -47,7 +47,7 @@ fn assert_settled(gateway: &Gateway, app_port: u16) {
     loop {
         let status = gateway.status();
         let busy = status.ports.iter().any(|port| port.active > 0 || port.queued > 0);
-        let kept = sockets::open_at(app_port).len();
+        let kept = sockets::open_at_either(app_port).len();
         let more = gateway.fds_since_start() - kept as i64;
         if !busy && status.connections == 0 && more <= 0 {
             break;

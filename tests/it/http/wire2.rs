@@ -17,6 +17,8 @@ pub(crate) struct Stream {
     body: RecvStream,
     respond: SendResponse<Bytes>,
     send: Option<SendStream<Bytes>>,
+    /// HEAD: an answer without a body.
+    head_only: bool,
     pub(crate) trailers: Vec<(String, String)>,
 }
 
@@ -36,9 +38,10 @@ pub(crate) async fn converse(stream: TcpStream, number: usize, books: Arc<Books>
             version: "2",
             headers: fields(&parts.headers),
         };
+        let head_only = head.method == "HEAD";
         let entry = books.enter(number, head);
         tokio::task::spawn_local(async move {
-            let mut stream = Stream { body, respond, send: None, trailers: Vec::new() };
+            let mut stream = Stream { body, respond, send: None, head_only, trailers: Vec::new() };
             let mut exchange = Exchange { entry, wire: Wire::Two(&mut stream) };
             let end = scripts::play(&mut exchange).await;
             exchange.entry.note(|seen| seen.end = Some(end.map_err(|error| error.kind())));
@@ -85,6 +88,9 @@ impl Stream {
 
     pub(crate) async fn part(&mut self, bytes: &[u8], end: bool) -> io::Result<()> {
         let send = self.send.as_mut().expect("the head comes first");
+        if self.head_only {
+            return Ok(());
+        }
         let mut rest = Bytes::copy_from_slice(bytes);
         while !rest.is_empty() {
             send.reserve_capacity(rest.len());
@@ -97,7 +103,7 @@ impl Stream {
     }
 
     pub(crate) async fn last(&mut self, bytes: &[u8], trailers: &[(&str, &str)]) -> io::Result<()> {
-        let with_bytes = trailers.is_empty() && !bytes.is_empty();
+        let with_bytes = trailers.is_empty() && !bytes.is_empty() && !self.head_only;
         self.part(bytes, with_bytes).await?;
         let send = self.send.as_mut().expect("the head comes first");
         if !trailers.is_empty() {
