@@ -63,8 +63,11 @@ fn curl_sees_the_same(engine: Engine) {
     ];
     for version in ["--http1.1", "--http2-prior-knowledge", "--http1.0"] {
         for case in cases {
-            if version != "--http1.1" && case.contains(&"Transfer-Encoding: chunked") {
-                continue;
+            let chunked = ["Transfer-Encoding: chunked", "TE: trailers"];
+            if version == "--http1.0" && chunked.iter().any(|word| case.contains(word))
+                || version == "--http2-prior-knowledge" && case.contains(&chunked[0])
+            {
+                continue; // that version has no chunks
             }
             let direct = curl(app.address, version, case);
             let through = curl(gateway.address, version, case);

@@ -430,7 +430,7 @@ fn an_http2_request_smuggles_nothing(engine: Engine) {
         let seen = app.seen();
         assert!(seen.len() <= before + 1, "{name}: {:?}", &seen[before..]);
         assert!(seen.iter().all(|seen| seen.path == "/"), "{name}: {:?}", &seen[before..]);
-        assert_eq!(gateway.port().admitted as usize, seen.len(), "{name}");
+        assert!(seen.len() <= gateway.port().admitted as usize, "{name}: each was let in");
         let mut client = Http1::connect(gateway.address);
         client.ask("/", "");
         assert_eq!(client.answer().expect("an answer").status, 200, "after {name}");
