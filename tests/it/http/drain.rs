@@ -24,6 +24,7 @@ engines!(
     an_open_tunnel_is_waited_for,
     a_request_on_a_kept_connection_is_refused_politely_or_served,
     idle_kept_connections_do_not_hold_it_up,
+    a_silent_connection_does_not_hold_it_up_for_long,
 );
 
 /// Wide enough for everybody.
@@ -43,8 +44,8 @@ struct Books {
     refused: AtomicU64,
     /// Ids of requests that were not answered.
     unanswered: Mutex<Vec<u64>>,
-    /// Of these, the ones that were the first on their connection.
-    first: Mutex<Vec<u64>>,
+    /// Of these, the ones that were the first on their connection, and how that ended.
+    first: Mutex<Vec<(u64, std::io::ErrorKind)>>,
 }
 
 /// Keep-alive, one request per connection, HTTP/2 and a tunnel, all in the middle of it when it is told to
@@ -114,10 +115,10 @@ fn keep_asking(gateway: &Gateway, books: &Books, over: &AtomicBool, keep: bool) 
                 let close = answer.header("connection").is_some_and(|value| value == "close");
                 kept = (keep && !close).then_some(client);
             }
-            Err(_) => {
+            Err(error) => {
                 books.unanswered.lock().expect("no panic").push(client.id);
                 if first {
-                    books.first.lock().expect("no panic").push(client.id);
+                    books.first.lock().expect("no panic").push((client.id, error.kind()));
                 }
             }
         }
@@ -320,9 +321,21 @@ fn idle_kept_connections_do_not_hold_it_up(engine: Engine) {
     for client in &mut kept {
         assert_eq!(client.get("/").status, 200);
     }
-    let (silent, raw) = (Http1::connect(gateway.address), Raw::connect(gateway.address));
-    until("all are there", SOON, || gateway.status().connections == 52);
+    let raw = Raw::connect(gateway.address);
+    until("all are there", SOON, || gateway.status().connections == 51);
     let took = gateway.terminate(SOON);
     assert!(took < slack(Duration::from_millis(500)), "{took:?}");
-    drop((kept, silent, raw));
+    drop((kept, raw));
+}
+
+/// A connection on which nothing was ever said may be about to say something, but not for longer than
+/// `header-timeout`.
+fn a_silent_connection_does_not_hold_it_up_for_long(engine: Engine) {
+    let app = HttpOracle::start();
+    let mut gateway = wide(engine, &app).set("header-timeout", "1s").start();
+    let silent = Http1::connect(gateway.address);
+    until("it is there", SOON, || gateway.status().connections == 1);
+    let took = gateway.terminate(SOON);
+    assert!(took < slack(Duration::from_secs(1)), "{took:?}");
+    drop(silent);
 }
