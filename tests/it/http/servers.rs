@@ -261,7 +261,7 @@ fn node_counts_streams_and_websockets(engine: Engine) {
     socket.send([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]);
     assert_eq!(socket.raw(4).expect("a close"), [0x88, 2, 0x03, 0xe8]);
     assert!(socket.closed());
-    drop(events);
+    drop((socket, events));
     assert_at_most_4(&app);
     assert_settled(&gateway, app.port());
 }

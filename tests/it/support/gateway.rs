@@ -154,6 +154,9 @@ impl Setup {
         command.args(["--engine", self.engine]);
         command.arg("--control").arg(dir.path().join("control.sock"));
         command.args(&self.flags);
+        for ours in ["TIDEGATE_BIN", "TIDEGATE_SEED"] {
+            command.env_remove(ours); // no settings of the gateway
+        }
         let log = File::create(dir.path().join("log")).expect("a log file");
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);
         if let Some((number, errno)) = self.denied {
