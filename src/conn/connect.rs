@@ -30,7 +30,7 @@ pub(super) async fn connect<E: Engine>(
         let dialled = tokio::select! {
             biased;
             dialled = dial(engine, port, config, client, app) => dialled,
-            () = port.shared.cut.cancelled() => return Err(Outcome::Cut),
+            () = port.shared.cut.raised() => return Err(Outcome::Cut),
         };
         match dialled {
             Ok(stream) => return Ok(stream),
