@@ -1,58 +1,17 @@
 //! In front of servers that people run: nginx, PostgreSQL and Redis from Debian packages, with their own
 //! benchmarks, and the server's own word on how many connections it has (P1, P9).
 
-use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::ledger::{End, Ledger};
+use crate::support::server::Server;
 use crate::support::{Engine, Over, SOON, engines, process, scale, skip, sockets, until};
 
 engines!(nginx, postgresql, redis);
 
 const POSTGRES_BIN: &str = "/usr/lib/postgresql/15/bin";
-
-/// A server as a child process in a directory of its own. Dropping it kills it.
-struct Server {
-    child: Child,
-    port: u16,
-    dir: tempfile::TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // At the first PostgreSQL ends at once, its children too; the second is for the others, which
-        // may have inherited that the first is ignored.
-        for signal in [rustix::process::Signal::QUIT, rustix::process::Signal::TERM] {
-            process::signal(self.child.id(), signal);
-        }
-        until("the server has gone", SOON, || {
-            self.child.try_wait().is_ok_and(|status| status.is_some())
-        });
-    }
-}
-
-impl Server {
-    /// Starts what `command` makes of a directory and a port, and waits until it listens.
-    fn start(command: impl FnOnce(&Path, u16) -> Command) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = listener.local_addr().expect("bound").port();
-        drop(listener);
-        let mut command = command(dir.path(), port);
-        let log = std::fs::File::create(dir.path().join("log")).expect("a log file");
-        command.stdout(log.try_clone().expect("a second handle")).stderr(log);
-        let server = Self { child: command.spawn().expect("the server runs"), port, dir };
-        until("the server listens", SOON, || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        server
-    }
-
-    fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
-    }
-}
 
 /// The narrow gate of the issue: 4 at once, 4 waiting, for half a second.
 fn narrow(engine: Engine, server: &Server) -> Gateway {

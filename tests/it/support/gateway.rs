@@ -151,9 +151,12 @@ impl Setup {
         words.push(binary.to_str().expect("UTF-8").to_owned());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg("run");
-        command.args(["--engine", self.engine, "--protocol", "tcp"]);
+        command.args(["--engine", self.engine]);
         command.arg("--control").arg(dir.path().join("control.sock"));
         command.args(&self.flags);
+        for ours in ["TIDEGATE_BIN", "TIDEGATE_SEED"] {
+            command.env_remove(ours); // no settings of the gateway
+        }
         let log = File::create(dir.path().join("log")).expect("a log file");
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);
         if let Some((number, errno)) = self.denied {
@@ -300,6 +303,11 @@ impl Gateway {
         }
     }
 
+    /// How many descriptors it has more than when it began to serve.
+    pub(crate) fn fds_since_start(&self) -> i64 {
+        process::open_fds(self.pid) as i64 - self.baseline.fds as i64
+    }
+
     /// What is not as it was, if anything.
     fn left_over(&self) -> Option<String> {
         let status = self.try_status()?;
@@ -383,6 +391,8 @@ pub(crate) struct Pools {
 pub(crate) struct Port {
     pub(crate) listen: String,
     pub(crate) mode: String,
+    #[serde(default)]
+    pub(crate) protocol: String,
     pub(crate) limit: Option<u64>,
     pub(crate) active: u64,
     pub(crate) queued: u64,

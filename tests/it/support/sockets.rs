@@ -22,11 +22,22 @@ type Cookie = u64;
 /// established (accepted or not), half-closed by the peer, or half-closed by the application while it
 /// keeps the socket.
 pub(crate) fn open_at(port: u16) -> HashSet<Cookie> {
+    open_in(libc::AF_INET, port)
+}
+
+/// Those too of an application that listens on an IPv6 socket and is dialled by IPv4.
+pub(crate) fn open_at_either(port: u16) -> HashSet<Cookie> {
+    let mut open = open_in(libc::AF_INET, port);
+    open.extend(open_in(libc::AF_INET6, port));
+    open
+}
+
+fn open_in(family: i32, port: u16) -> HashSet<Cookie> {
     let netlink = Domain::from(libc::AF_NETLINK);
     let diag = Protocol::from(libc::NETLINK_SOCK_DIAG);
     let socket =
         Socket::new(netlink, Type::DGRAM, Some(diag)).expect("sock_diag is in every kernel");
-    socket.send(&question(port)).expect("the kernel takes the question");
+    socket.send(&question(family, port)).expect("the kernel takes the question");
     let mut answer = vec![0; 65_536];
     let mut open = HashSet::new();
     loop {
@@ -47,13 +58,13 @@ const NLMSG_DONE: u16 = 3;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST_DUMP: u16 = 0x301;
 
-/// `struct nlmsghdr` and `struct inet_diag_req_v2`: IPv4, TCP, the states we want, the local port.
-fn question(port: u16) -> [u8; 72] {
+/// `struct nlmsghdr` and `struct inet_diag_req_v2`: the family, TCP, the states we want, the local port.
+fn question(family: i32, port: u16) -> [u8; 72] {
     let mut question = [0; 72];
     question[0..4].copy_from_slice(&72_u32.to_ne_bytes());
     question[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     question[6..8].copy_from_slice(&NLM_F_REQUEST_DUMP.to_ne_bytes());
-    question[16..18].copy_from_slice(&[libc::AF_INET as u8, libc::IPPROTO_TCP as u8]);
+    question[16..18].copy_from_slice(&[family as u8, libc::IPPROTO_TCP as u8]);
     let states: u32 =
         [ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT].iter().map(|state| 1 << state).sum();
     question[20..24].copy_from_slice(&states.to_ne_bytes());

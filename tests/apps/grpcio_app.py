@@ -1,0 +1,66 @@
+"""A grpcio server with the four kinds of call. Messages are plain bytes: no protoc is needed.
+
+    BOOKS=file python grpcio_app.py PORT
+
+A call counts as in progress until its handler has ended, whether or not its client is still there: it
+is the application that goes on working for those who have left.
+"""
+
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+import books
+
+
+def unary(request, context):
+    """After so many milliseconds."""
+    with books.request("unary", "/"):
+        time.sleep(int(request or b"0") / 1000)
+    return request
+
+
+def server_stream(request, context):
+    """`PARTS MILLISECONDS`: so many parts, so many milliseconds apart."""
+    parts, ms = map(int, request.split())
+    with books.request("server_stream", "/"):
+        for number in range(parts):
+            yield b"%d" % number
+            time.sleep(ms / 1000)
+
+
+def client_stream(requests, context):
+    """How many bytes came."""
+    with books.request("client_stream", "/") as entry:
+        for message in requests:
+            entry.body += len(message)
+    return b"%d" % entry.body
+
+
+def bidi(requests, context):
+    """Each message back, when it comes."""
+    with books.request("bidi", "/") as entry:
+        for message in requests:
+            entry.body += len(message)
+            yield message
+
+
+def main(port):
+    server = grpc.server(ThreadPoolExecutor(100), options=[("grpc.so_reuseport", 0)])
+    kinds = {
+        "Unary": grpc.unary_unary_rpc_method_handler(unary),
+        "ServerStream": grpc.unary_stream_rpc_method_handler(server_stream),
+        "ClientStream": grpc.stream_unary_rpc_method_handler(client_stream),
+        "Bidi": grpc.stream_stream_rpc_method_handler(bidi),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Calls", kinds),))
+    assert server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,425 @@
+//! A1 to A9: what one client can do to the others. Bars: the others' p99 at most doubles, memory stays
+//! flat, the attacker is sent away, the application never has more than the limit.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::support::gateway::Gateway;
+use crate::support::ledger::End;
+use crate::support::{Engine, Over, SOON, engines, process, scale, skip, slack, until};
+
+use super::client::{self, Http1};
+use super::frames::{self, Raw};
+use super::http2;
+use super::oracle::HttpOracle;
+use super::{assert_settled, gate};
+
+engines!(
+    a1_rapid_reset,
+    a1_a_reset_does_not_free_the_slot,
+    a2_continuation_flood,
+    a3_made_you_reset,
+    a4_ping_and_settings_floods,
+    a4_empty_data_flood,
+    a5_slow_heads_hold_no_slot,
+    a5_slow_bodies_and_slow_readers,
+    a5_slowhttptest,
+    a6_clients_that_do_not_read,
+    a9_header_bombs,
+    a9_more_streams_than_allowed,
+);
+
+/// What an attack may cost in memory.
+const FLAT: u64 = 4 << 20;
+
+/// Asks 100 times a second beside an attack. What it sees is compared with what it saw before.
+struct Bystander {
+    p99: Duration,
+    /// The same without a gateway: how busy the machine is.
+    busy: Duration,
+}
+
+impl Bystander {
+    fn measure(to: SocketAddr, over: &AtomicBool, at_least: usize) -> Self {
+        let bare = HttpOracle::start();
+        let ask = |to| {
+            let asked = Instant::now();
+            assert_eq!(client::exchange(to, "/work?ms=1", SOON), End::Answered, "the bystander");
+            asked.elapsed()
+        };
+        let (mut through, mut directly) = (Vec::new(), Vec::new());
+        while through.len() < at_least || !over.load(Ordering::Relaxed) {
+            through.push(ask(to));
+            directly.push(ask(bare.address));
+            std::thread::sleep(Duration::from_millis(10)); // its pace
+        }
+        let p99 = |mut took: Vec<Duration>| {
+            took.sort();
+            took[took.len() - 1 - (took.len() / 100).max(1)] // at least one may be an accident
+        };
+        Self { p99: p99(through), busy: p99(directly) }
+    }
+}
+
+/// Runs an attack and judges what it did to the others, to memory and to the application.
+fn under_attack(engine: Engine, more: &[(&str, &str)], attack: impl Fn(&Gateway) + Sync) {
+    let app = HttpOracle::start();
+    let setup = gate(engine, app.address).set("limit", 8).set("queue-length", 100);
+    let setup = more.iter().fold(setup, |setup, (key, value)| setup.set(key, value));
+    let gateway = setup.start();
+    let never = AtomicBool::new(true);
+    let before = Bystander::measure(gateway.address, &never, 40);
+    let memory = process::rss(gateway.pid);
+    let (over, mut most) = (AtomicBool::new(false), 0);
+    let during = std::thread::scope(|scope| {
+        let bystander = scope.spawn(|| Bystander::measure(gateway.address, &over, 40));
+        let attacker = scope.spawn(|| {
+            let _over = Over(&over);
+            attack(&gateway);
+        });
+        while !attacker.is_finished() {
+            most = most.max(process::rss(gateway.pid));
+            std::thread::sleep(Duration::from_millis(5)); // between two looks
+        }
+        bystander.join().expect("the bystander was served")
+    });
+    let grown = most.saturating_sub(memory);
+    let bound = slack(2 * before.p99.max(Duration::from_millis(5))) + 2 * during.busy;
+    let tell = format!("before {:?}, of the machine {:?}", before.p99, during.busy);
+    assert!(during.p99 <= bound, "p99 {:?}, {tell}", during.p99);
+    assert!(grown <= FLAT, "memory grew by {grown} bytes");
+    assert!(app.peak() <= 8, "{} at once", app.peak());
+    let allowed = (SOON, "no slot is held");
+    until(allowed.1, allowed.0, || gateway.port().active == 0);
+    assert_settled(&gateway, app.address.port());
+}
+
+/// A1: HEADERS and RST_STREAM as fast as the wire takes them: the connection is closed within a second.
+fn a1_rapid_reset(engine: Engine) {
+    under_attack(engine, &[], |gateway| {
+        let mut raw = Raw::connect(gateway.address);
+        let head = frames::request("GET", "/work?ms=10", &[]);
+        let start = Instant::now();
+        let mut sent = 0_u32;
+        let flags = frames::END_HEADERS | frames::END_STREAM;
+        while (sent as usize) < scale(20_000, 100_000) {
+            let mut bytes = Vec::new();
+            for _ in 0..50 {
+                let stream = 2 * sent + 1;
+                bytes.extend(frames::frame(frames::HEADERS, flags, stream, &head));
+                let cancel = 8_u32.to_be_bytes();
+                bytes.extend(frames::frame(frames::RST_STREAM, 0, stream, &cancel));
+                sent += 1;
+            }
+            if raw.send(&bytes).is_err() {
+                break;
+            }
+        }
+        let end = raw.goaway(slack(Duration::from_secs(1)));
+        assert!(end.is_ok(), "not sent away after {sent} resets");
+        let took = start.elapsed();
+        assert!(took <= slack(Duration::from_secs(1)), "sent away after {took:?}, {sent} resets");
+    });
+}
+
+/// A1: what was reset after it reached the application holds its slot until the application has ended.
+fn a1_a_reset_does_not_free_the_slot(engine: Engine) {
+    let app = HttpOracle::start();
+    let gateway = gate(engine, app.address).set("limit", 3).set("queue-length", 0).start();
+    let mut raw = Raw::connect(gateway.address);
+    let head = frames::request("GET", "/held", &[]);
+    let flags = frames::END_HEADERS | frames::END_STREAM;
+    for number in 0..3 {
+        raw.send(&frames::frame(frames::HEADERS, flags, 2 * number + 1, &head)).expect("writes");
+    }
+    until("three are in", SOON, || app.in_progress() == 3);
+    for number in 0..3 {
+        let cancel = 8_u32.to_be_bytes();
+        let reset = frames::frame(frames::RST_STREAM, 0, 2 * number + 1, &cancel);
+        raw.send(&reset).expect("writes");
+    }
+    std::thread::sleep(Duration::from_millis(100)); // long enough to free the slots by mistake
+    assert_eq!(gateway.port().active, 3);
+    assert_eq!(Http1::connect(gateway.address).get("/").status, 503);
+    app.release(3);
+    until("the slots are free", SOON, || gateway.port().active == 0);
+    assert_eq!((app.count(), app.peak()), (3, 3));
+    drop(raw);
+    assert_settled(&gateway, app.address.port());
+}
+
+/// A2: a head that never ends: closed before it is large.
+fn a2_continuation_flood(engine: Engine) {
+    under_attack(engine, &[], |gateway| {
+        for round in 0..scale(5, 100) {
+            let mut raw = Raw::connect(gateway.address);
+            let fields = frames::block(&[("x-flood", "y".repeat(100).as_str())]).repeat(9);
+            let head = frames::request("GET", "/", &[]);
+            let begin = frames::frame(frames::HEADERS, frames::END_STREAM, 1, &head);
+            raw.send(&begin).expect("writes");
+            let mut sent = 0;
+            while sent < 2_000 {
+                let more = frames::frame(frames::CONTINUATION, 0, 1, &fields);
+                if raw.send(&more).is_err() || matches!(raw.discard(), Ok(0) | Err(_)) {
+                    break;
+                }
+                sent += 1;
+                std::thread::sleep(Duration::from_micros(300)); // so that the answer can be seen
+            }
+            // Some are on their way when it is closed.
+            assert!(sent <= 3 * 64, "round {round}: closed only after {sent} frames of 1 KiB");
+        }
+    });
+}
+
+/// A3: frames that make the server reset streams itself: counted, and the connection closed.
+fn a3_made_you_reset(engine: Engine) {
+    let zero = |stream| frames::frame(frames::WINDOW_UPDATE, 0, stream, &[0; 4]);
+    let overflow = |stream| frames::frame(frames::WINDOW_UPDATE, 0, stream, &[0x7f, 255, 255, 255]);
+    let late_data = |stream| frames::frame(frames::DATA, 0, stream, b"x");
+    let variants: [&(dyn Fn(u32) -> Vec<u8> + Sync); 3] = [&zero, &overflow, &late_data];
+    for variant in variants {
+        under_attack(engine, &[], |gateway| {
+            let mut raw = Raw::connect(gateway.address);
+            let head = frames::request("GET", "/", &[]);
+            let flags = frames::END_HEADERS | frames::END_STREAM;
+            let mut sent = 0;
+            while sent < 5_000 {
+                let stream = 2 * sent + 1;
+                let mut bytes = frames::frame(frames::HEADERS, flags, stream, &head);
+                bytes.extend(variant(stream));
+                if raw.send(&bytes).is_err() || matches!(raw.discard(), Ok(0) | Err(_)) {
+                    return;
+                }
+                sent += 1;
+                std::thread::sleep(Duration::from_micros(100)); // so that the answer can be seen
+            }
+            assert!(raw.goaway(slack(Duration::from_secs(1))).is_ok(), "not sent away");
+        });
+    }
+}
+
+/// A4: PING and SETTINGS want answers that nobody reads: what is owed stays small.
+fn a4_ping_and_settings_floods(engine: Engine) {
+    let ping = frames::frame(frames::PING, 0, 0, b"tidegate");
+    let settings = frames::frame(frames::SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]);
+    for flood in [ping, settings] {
+        under_attack(engine, &[], |gateway| {
+            let mut raw = Raw::connect(gateway.address);
+            let patience = Some(Duration::from_millis(500));
+            raw.0.set_write_timeout(patience).expect("not zero");
+            let many = flood.repeat(1_000);
+            for _ in 0..scale(100, 1_000) {
+                if raw.send(&many).is_err() {
+                    break; // sent away, or no longer read
+                }
+            }
+        });
+    }
+}
+
+/// A4: DATA without a byte, as many as one likes.
+fn a4_empty_data_flood(engine: Engine) {
+    under_attack(engine, &[("abandon-timeout", "500ms")], |gateway| {
+        let mut raw = Raw::connect(gateway.address);
+        raw.0.set_write_timeout(Some(Duration::from_millis(500))).expect("not zero");
+        let head = frames::request("POST", "/up", &[]);
+        let begin = frames::frame(frames::HEADERS, frames::END_HEADERS, 1, &head);
+        raw.send(&begin).expect("writes");
+        let many = frames::frame(frames::DATA, 0, 1, b"").repeat(1_000);
+        for _ in 0..scale(100, 1_000) {
+            if raw.send(&many).is_err() {
+                break;
+            }
+        }
+    });
+}
+
+/// A5: heads that never end hold no slot, and are cut after `header-timeout`, the first one as well as the
+/// next on a kept connection.
+fn a5_slow_heads_hold_no_slot(engine: Engine) {
+    let app = HttpOracle::start();
+    let setup = gate(engine, app.address).set("limit", 1).set("queue-length", 0);
+    let gateway = setup.set("header-timeout", "1s").start();
+    let start = Instant::now();
+    let mut slow: Vec<_> = (0..100)
+        .map(|_| {
+            let mut client = Http1::connect(gateway.address);
+            client.send("GET / HTTP/1.1\r\nHost: app\r\nX-Slow: ");
+            client
+        })
+        .collect();
+    let mut again = Http1::connect(gateway.address);
+    assert_eq!(again.get("/").status, 200);
+    again.send("GET / HT");
+    for client in &mut slow {
+        client.send("y"); // a byte now and then is no progress
+        assert_eq!(client::exchange(gateway.address, "/", SOON), End::Answered, "the honest one");
+    }
+    assert_eq!(gateway.port().active, 0);
+    slow.push(again);
+    for mut client in slow {
+        match client.answer() {
+            Ok(answer) => assert_eq!(answer.status, 408, "{answer:?}"),
+            Err(error) => {
+                assert!(!matches!(error.kind(), std::io::ErrorKind::WouldBlock), "{error}")
+            }
+        }
+    }
+    let took = start.elapsed();
+    assert!(took < slack(Duration::from_secs(2)), "cut after {took:?}");
+    assert_settled(&gateway, app.address.port());
+}
+
+/// A5, A6: whoever got a slot and then stalls loses it after `write-stall-timeout`; memory stays flat.
+fn a5_slow_bodies_and_slow_readers(engine: Engine) {
+    let app = HttpOracle::start();
+    let gateway = gate(engine, app.address)
+        .set("limit", 20)
+        .set("queue-length", 100)
+        .set("queue-timeout", "20s")
+        .set("write-stall-timeout", "1s")
+        .set("abandon-timeout", "1s")
+        .start();
+    let readers: Vec<_> =
+        (0..20).map(|_| Http1::asking(gateway.address, "/down?n=100000000")).collect();
+    until("they have all slots", SOON, || gateway.port().active == 20);
+    let mut honest = Http1::connect(gateway.address).patience(2 * SOON);
+    honest.ask("/work?ms=0", "");
+    assert_eq!(honest.end(), End::Answered, "as soon as they were cut");
+    until("all were cut", SOON, || gateway.port().active == 0);
+    drop((readers, honest));
+    assert_settled(&gateway, app.address.port());
+}
+
+/// A5 with Debian's slowhttptest: slow heads, slow bodies, slow readers, ranges; an honest client beside
+/// it is served.
+fn a5_slowhttptest(engine: Engine) {
+    if !process::installed("slowhttptest") {
+        return skip("slowhttptest is not installed");
+    }
+    let connections = scale(200, 2_000).to_string();
+    let seconds = scale(3, 20).to_string();
+    for mode in ["-H", "-B", "-X", "-R"] {
+        let app = HttpOracle::start();
+        // A body that is uploaded and an answer that is read hold a slot each, as they should: for these
+        // the limit is wide. A head holds none.
+        let limit = if mode == "-H" { 4 } else { 5_000 };
+        let gateway = gate(engine, app.address)
+            .set("limit", limit)
+            .set("header-timeout", "2s")
+            .set("abandon-timeout", "1s")
+            .start();
+        let url = format!("http://{}/down?n=100000", gateway.address);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let honest = scope.spawn(|| Bystander::measure(gateway.address, &over, 50));
+            let guard = Over(&over);
+            let mut attack = Command::new("slowhttptest");
+            attack.args([mode, "-c", &connections, "-r", "200", "-i", "1", "-l", &seconds]);
+            let attack = attack.args(["-p", "5", "-u", &url]).output().expect("it runs");
+            let said = String::from_utf8_lossy(&attack.stdout).into_owned();
+            assert!(attack.status.code().is_some(), "{mode}: {said}");
+            drop(guard);
+            let honest = honest.join().expect("the honest client was served");
+            let bound = slack(Duration::from_millis(100)) + 2 * honest.busy;
+            assert!(honest.p99 < bound, "{mode}: p99 {:?}", honest.p99);
+        });
+        until("no slot is held", 4 * SOON, || gateway.port().active == 0);
+        assert_settled(&gateway, app.address.port());
+    }
+}
+
+/// A6: connections that never read what they asked for, HTTP/1 and HTTP/2: 40 KiB each, and not more.
+fn a6_clients_that_do_not_read(engine: Engine) {
+    let count = scale(100, 1_000);
+    let app = HttpOracle::start();
+    let gateway = gate(engine, app.address)
+        .set("limit", 2 * count)
+        .set("write-stall-timeout", "2s")
+        .set("abandon-timeout", "1s")
+        .start();
+    let memory = process::rss(gateway.pid);
+    let head = frames::request("GET", "/down?n=100000000", &[]);
+    let flags = frames::END_HEADERS | frames::END_STREAM;
+    let ones: Vec<_> =
+        (0..count).map(|_| Http1::asking(gateway.address, "/down?n=100000000")).collect();
+    let twos: Vec<_> = (0..count)
+        .map(|_| {
+            let mut raw = Raw::connect(gateway.address);
+            raw.send(&frames::frame(frames::HEADERS, flags, 1, &head)).expect("writes");
+            raw
+        })
+        .collect();
+    until("all have a slot", SOON, || gateway.port().admitted == 2 * count as u64);
+    let grown = process::rss(gateway.pid).saturating_sub(memory);
+    let allowed = 2 * count as u64 * 3 * 40 * 1024 + FLAT;
+    assert!(grown <= allowed, "memory grew by {grown} bytes for {} clients", 2 * count);
+    until("all were cut", 3 * SOON, || gateway.port().active == 0);
+    drop((ones, twos));
+    assert_settled(&gateway, app.address.port());
+}
+
+/// A9: many fields, long fields, fields that HPACK makes long: refused, and memory stays flat.
+fn a9_header_bombs(engine: Engine) {
+    under_attack(engine, &[], |gateway| {
+        for _ in 0..scale(20, 500) {
+            let mut client = Http1::connect(gateway.address);
+            client.send("GET / HTTP/1.1\r\nHost: app\r\n");
+            client.send("X: y\r\n".repeat(20_000));
+            if let Ok(answer) = client.answer() {
+                assert!(matches!(answer.status, 431 | 400), "{answer:?}");
+            }
+            // 4000 bytes in the dynamic table, then 200 references of one byte to it.
+            let mut block = frames::request("GET", "/", &[]);
+            block.extend([
+                0x40,
+                1,
+                b'x',
+                0x7f,
+                0x80 | (3_900 - 127) as u8 & 0x7f,
+                ((3_900 - 127) >> 7) as u8,
+            ]);
+            block.extend([b'y'; 3_900]);
+            block.extend([0xbe; 2_000]);
+            let mut raw = Raw::connect(gateway.address);
+            let flags = frames::END_HEADERS | frames::END_STREAM;
+            let _ = raw.send(&frames::frame(frames::HEADERS, flags, 1, &block));
+            loop {
+                match raw.read() {
+                    Ok(frame) if frame.stream == 1 || frame.kind == frames::GOAWAY => break,
+                    Ok(_) => {}
+                    Err(error) => {
+                        assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "no answer");
+                        break;
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// The 101st stream is refused as the settings say, or never read; the connection lives.
+fn a9_more_streams_than_allowed(engine: Engine) {
+    let app = HttpOracle::start();
+    let gateway = gate(engine, app.address).set("limit", 1_000).start();
+    let mut raw = Raw::connect(gateway.address);
+    let head = frames::request("GET", "/held", &[]);
+    let flags = frames::END_HEADERS | frames::END_STREAM;
+    for number in 0..150 {
+        raw.send(&frames::frame(frames::HEADERS, flags, 2 * number + 1, &head)).expect("writes");
+    }
+    until("a hundred are in", SOON, || app.in_progress() >= 100);
+    std::thread::sleep(Duration::from_millis(100)); // long enough for one too many
+    assert_eq!(app.peak(), 100, "100 streams on a connection");
+    app.release(150);
+    until("they are over", SOON, || gateway.port().active == 0);
+    http2::block_on(async {
+        let mut other = http2::Http2::connect(gateway.address).await;
+        assert_eq!(other.get("/").await.status, 200);
+    });
+    drop(raw);
+    assert_settled(&gateway, app.address.port());
+}
