@@ -42,10 +42,10 @@ pub struct Stream {
 }
 
 /// One way of a relay: bytes from `from` to the other side.
-struct Pump<'a> {
+struct Pump<'from, 'to> {
     from: Side,
-    source: &'a Stream,
-    sink: &'a Stream,
+    source: &'from Stream,
+    sink: &'to Stream,
     /// Try to read without waiting for readiness: the first time, because readiness may have been
     /// seen and cleared while the connection waited in the queue.
     eager: bool,
@@ -169,16 +169,18 @@ impl Engine for Epoll {
         }
     }
 
-    async fn relay(&self, client: &Stream, app: &Stream, flow: &Rc<Flow>) {
+    /// Holds the two pumps and nothing else: every open connection has one.
+    fn relay(&self, client: &Stream, app: &Stream, flow: &Rc<Flow>) -> impl Future<Output = ()> {
         let mut up_pump = Pump::new(Side::Client, client, app);
         let mut down_pump = Pump::new(Side::App, app, client);
-        let last_words = |pump: &Pump<'_>| !pump.is_blocked() && !flow.is_finished(pump.from);
-        poll_fn(|cx| {
+        poll_fn(move |cx| {
             let up = up_pump.poll(cx, &self.pool, flow);
             let down = down_pump.poll(cx, &self.pool, flow);
             if flow.is_broken_off() {
                 return Poll::Ready(());
             }
+            let last_words =
+                |pump: &Pump<'_, '_>| !pump.is_blocked() && !flow.is_finished(pump.from);
             // Whoever broke it may have sent bytes before: they go on their way for as long as the
             // other side takes them.
             match flow.broken() {
@@ -189,7 +191,6 @@ impl Engine for Epoll {
                 None => Poll::Pending,
             }
         })
-        .await;
     }
 
     async fn discard(&self, stream: &Stream) {
@@ -270,8 +271,8 @@ impl Stream {
     }
 }
 
-impl<'a> Pump<'a> {
-    fn new(from: Side, source: &'a Stream, sink: &'a Stream) -> Self {
+impl<'from, 'to> Pump<'from, 'to> {
+    fn new(from: Side, source: &'from Stream, sink: &'to Stream) -> Self {
         let state = State::Reading;
         Self { from, source, sink, eager: true, size: Size::Small, state }
     }
