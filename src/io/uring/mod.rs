@@ -7,6 +7,7 @@
 //! it has succeeded, and each would be a second ring to enter per new connection.
 
 mod buffers;
+mod bulk;
 mod relay;
 mod ring;
 
