@@ -257,6 +257,7 @@ impl DataPlane {
                 listen,
                 port.app_text.clone(),
                 port.apps.clone(),
+                port.protocol,
                 Gate::new(&port.gate),
                 port.conn.clone(),
                 shared.clone(),
@@ -299,6 +300,8 @@ impl DataPlane {
         for (port, new) in self.ports.iter().zip(&config.ports) {
             port.gate.apply(&new.gate);
             port.configure(new.conn.clone());
+            // A lower limit leaves less room for idle connections.
+            port.app_spare.notify_waiters();
         }
         self.shared.set_max_connections(config.max_connections);
     }
@@ -370,7 +373,7 @@ impl Running {
         admin::PortStatus {
             listen: port.listen,
             app: port.app_text.clone(),
-            protocol: "tcp",
+            protocol: port.protocol.label(),
             mode: gate.settings.mode.label(),
             limit: gate.settings.limit.map(Into::into),
             active: gate.active.into(),

@@ -70,6 +70,8 @@ pub struct PortConfig {
     pub app_text: String,
     /// The application's addresses, in the order they are to be tried.
     pub apps: Vec<io::App>,
+    /// What clients speak there.
+    pub protocol: conn::Protocol,
     /// Settings of the gate.
     pub gate: limit::Settings,
     /// Settings of everything else on the port.

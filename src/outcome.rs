@@ -1,8 +1,9 @@
-//! Every way a connection can end, and why one may be refused: whose fault it was, what the client
+//! Every way a connection or request can end, and why one may be refused: whose fault it was, what the client
 //! is told, and the label it is counted under. The words are few and fixed, because they are metric
 //! labels, header details and span attributes at once.
 //!
-//! Always true: each accepted connection yields exactly one [`Outcome`].
+//! Always true: each connection (HTTP: each request) that asks for a slot yields exactly one
+//! [`Outcome`].
 
 /// Why work was not admitted, or why admitted work could not be carried to the application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,6 +20,8 @@ pub enum Reason {
     Draining,
     /// This client alone has as much active and queued as one client may have.
     PerClientLimit,
+    /// It could not be served before its deadline.
+    DeadlineUnmeetable,
     /// The gateway itself holds as many connections as it may.
     MaxConnections,
     /// The connection would have come back to the gateway itself.
@@ -71,13 +74,14 @@ pub enum Outcome {
 
 impl Reason {
     /// Every reason, in the order they are documented.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::LimitReached,
         Self::QueueFull,
         Self::QueueTimeout,
         Self::ClientGone,
         Self::Draining,
         Self::PerClientLimit,
+        Self::DeadlineUnmeetable,
         Self::MaxConnections,
         Self::Loop,
         Self::Abandoned,
@@ -94,6 +98,7 @@ impl Reason {
             Self::ClientGone => "client_gone",
             Self::Draining => "draining",
             Self::PerClientLimit => "per_client_limit",
+            Self::DeadlineUnmeetable => "deadline_unmeetable",
             Self::MaxConnections => "max_connections",
             Self::Loop => "loop",
             Self::Abandoned => "abandoned",

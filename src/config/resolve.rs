@@ -5,10 +5,12 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use ::http::StatusCode;
 use rustix::process::{Resource, getrlimit};
 
 use crate::admin::Setting;
-use crate::conn::{self, QueuedHalfClose, TcpRefuse};
+use crate::conn::http::{self, AppHttp2, Forwarded};
+use crate::conn::{self, Protocol, QueuedHalfClose, TcpRefuse};
 use crate::io::EngineChoice;
 use crate::limit::{self, Mode};
 use crate::settings::{self, Default, KEYS, Key, Scope, Value};
@@ -23,6 +25,10 @@ const SHADOW_LIMITS: [u32; 5] = [25, 50, 100, 200, 400];
 
 /// A queue shorter than this sheds bursts that any application would have carried.
 const LEAST_DEFAULT_QUEUE: u32 = 16;
+
+/// A request that waits has somebody waiting for it; a connection may be one of a pool.
+const QUEUE_TIMEOUT_HTTP: Duration = Duration::from_secs(1);
+const QUEUE_TIMEOUT_TCP: Duration = Duration::from_secs(5);
 
 /// Descriptors for everything that is not a connection: listeners, rings, timers, admin, logs.
 const RESERVED_FDS: u64 = 64;
@@ -139,8 +145,10 @@ impl Layers {
             listen: listener.listen,
             app_text: listener.app_text.clone(),
             apps: listener.apps.clone(),
+            protocol: self.protocol(port),
             gate: self.gate(port),
             conn: conn::Config {
+                http: self.http(port),
                 connect_timeout: self.timeout("connect-timeout", port),
                 idle_timeout: self.duration("idle-timeout", port),
                 write_stall_timeout: self.timeout("write-stall-timeout", port),
@@ -157,6 +165,48 @@ impl Layers {
                 send_proxy_protocol: self.switch("send-proxy-protocol", port),
             },
         }
+    }
+
+    fn protocol(&self, port: Option<u16>) -> Protocol {
+        match self.choice("protocol", port) {
+            Some("http") => Protocol::Http,
+            Some("tcp") => Protocol::Tcp,
+            _ => Protocol::Auto,
+        }
+    }
+
+    fn http(&self, port: Option<u16>) -> http::Config {
+        http::Config {
+            header_timeout: self.timeout("header-timeout", port),
+            refuse_status: match self.choice("refuse-status", port) {
+                Some("429") => StatusCode::TOO_MANY_REQUESTS,
+                _ => StatusCode::SERVICE_UNAVAILABLE,
+            },
+            deadline_header: match self.value("deadline-header", port) {
+                Some(Value::Text(name)) if name != "none" => name.parse().ok(),
+                _ => None,
+            },
+            app_http2: match self.choice("app-http2", port) {
+                Some("always") => AppHttp2::Always,
+                Some("never") => AppHttp2::Never,
+                _ => AppHttp2::Auto,
+            },
+            forwarded: match self.choice("forwarded", port) {
+                Some("forwarded") => Forwarded::Forwarded,
+                Some("both") => Forwarded::Both,
+                Some("none") => Forwarded::Nothing,
+                _ => Forwarded::XForwarded,
+            },
+            via: self.switch("via", port),
+        }
+    }
+
+    fn queue_timeout(&self, port: Option<u16>) -> Duration {
+        let default = match self.protocol(port) {
+            Protocol::Tcp => QUEUE_TIMEOUT_TCP,
+            Protocol::Auto | Protocol::Http => QUEUE_TIMEOUT_HTTP,
+        };
+        self.duration("queue-timeout", port).unwrap_or(default)
     }
 
     fn gate(&self, port: Option<u16>) -> limit::Settings {
@@ -176,7 +226,7 @@ impl Layers {
             mode,
             limit,
             queue_length: self.count("queue-length", port).unwrap_or(default_queue),
-            queue_timeout: self.timeout("queue-timeout", port),
+            queue_timeout: self.queue_timeout(port),
             per_client_limit: self.count("per-client-limit", port).and_then(NonZeroU32::new),
             shadow_limits: shadows.into_iter().filter_map(NonZeroU32::new).collect(),
         }
@@ -226,6 +276,9 @@ impl Layers {
                 Mode::Observe => "observe".into(),
                 Mode::Off => "off".into(),
             },
+            "queue-timeout" => {
+                humantime::format_duration(self.queue_timeout(port)).to_string().replace(' ', "")
+            }
             "queue-length" => self.gate(port).queue_length.to_string(),
             "shadow-limits" => match self.gate(port).shadow_limits.as_slice() {
                 [] => "none".into(),

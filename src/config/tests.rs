@@ -62,7 +62,7 @@ fn nothing_said_means_observe() {
     let config = config(&LISTEN, &[]);
     let gate = &config.ports[0].gate;
     assert_eq!((gate.mode, gate.limit, gate.queue_length), (Mode::Observe, None, 16));
-    assert_eq!(gate.queue_timeout, Duration::from_secs(5));
+    assert_eq!(gate.queue_timeout, Duration::from_secs(1));
     let shadows: Vec<_> = gate.shadow_limits.iter().map(|n| n.get()).collect();
     assert_eq!(shadows, [25, 50, 100, 200, 400]);
     assert_eq!(config.admin, paths::DEFAULT_ADMIN);

@@ -4,15 +4,18 @@
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 use tokio_util::task::TaskTracker;
 
+use super::greet::greet;
+use super::http::Upstream;
 use super::registry::Registered;
 use super::release::{self, count};
-use super::{Conn, Port, TcpRefuse, serve};
+use super::{Conn, Port, Protocol, TcpRefuse, serve};
 use crate::io::{Accepted, Engine, listen};
 use crate::limit::Entry;
 use crate::outcome::{Outcome, Reason};
@@ -32,16 +35,22 @@ pub async fn accept<E: Engine>(
     connections: TaskTracker,
 ) {
     let stop = port.shared.closing.clone();
+    // The application's connections, where requests share them.
+    let upstream = (port.protocol != Protocol::Tcp)
+        .then(|| Upstream::new(engine.clone(), port.clone(), connections.clone()));
     let mut exhausted = Exhausted::default();
     let mut in_a_row = 0;
     loop {
-        if holds(&port) {
+        if upstream.is_none() && holds(&port) {
             room(&port).await;
         }
         match engine.accept(&listener, &stop).await {
             Ok(Some(accepted)) => {
                 exhausted.over();
-                begin(&engine, &port, &connections, accepted).await;
+                match &upstream {
+                    Some(upstream) => welcome(upstream, &connections, accepted),
+                    None => begin(&engine, &port, &connections, accepted).await,
+                }
             }
             Ok(None) => return,
             Err(e) => {
@@ -88,14 +97,40 @@ async fn begin<E: Engine>(
     engine.spawn(connections.track_future(story));
 }
 
+/// Let a connection in whose first bytes tell what it is; the gate is asked when it is known.
+fn welcome<E: Engine>(
+    upstream: &Rc<Upstream<E>>,
+    connections: &TaskTracker,
+    (socket, peer): Accepted,
+) {
+    let (engine, port) = (&upstream.engine, &upstream.port);
+    port.metrics.accept();
+    let entry = port.shared.registry.add(port.listen, peer, Instant::now());
+    if is_crowded(port) {
+        return turn_away(port, socket, entry, Reason::MaxConnections);
+    }
+    let Ok(client) = engine.adopt(socket) else {
+        port.metrics.admit();
+        count(port, &entry, Outcome::Failed, [0, 0]);
+        return;
+    };
+    let conn = Conn { client, app: None, admission: None, config: port.config(), entry };
+    engine.spawn(connections.track_future(greet(upstream.clone(), conn)));
+}
+
+/// Whether the gateway itself holds as many connections as it may.
+fn is_crowded(port: &Port) -> bool {
+    port.shared.registry.open() > u64::from(port.shared.max_connections())
+}
+
 /// Whether connections that do not fit are to wait instead of being refused.
 fn holds(port: &Port) -> bool {
     port.config().tcp_refuse == TcpRefuse::Hold && !port.shared.closing.is_cancelled()
 }
 
 /// Everything that can keep a connection out, cheapest first.
-fn ask(port: &Port, peer: Option<SocketAddr>, now: Instant) -> Entry {
-    if port.shared.registry.open() > u64::from(port.shared.max_connections()) {
+pub(super) fn ask(port: &Port, peer: Option<SocketAddr>, now: Instant) -> Entry {
+    if is_crowded(port) {
         return Entry::Refuse(Reason::MaxConnections);
     }
     port.gate.enter(now, peer.map(|peer| peer.ip()))

@@ -22,7 +22,8 @@ pub(super) async fn admit<E: Engine>(
 ) -> Result<(), Outcome> {
     if let Some(Entry::Wait(ticket)) = conn.admission.take_if(|a| matches!(a, Entry::Wait(_))) {
         // In a box: only those who wait pay for its timer and its watch.
-        let admitted = Box::pin(wait(engine, conn, ticket)).await;
+        let keep = conn.config.queued_half_close == QueuedHalfClose::Keep;
+        let admitted = Box::pin(wait(engine, &conn.client, keep, ticket)).await;
         port.metrics.wait(conn.age(Instant::now()));
         conn.admission = Some(Entry::Admit(admitted.map_err(Outcome::Refused)?));
     }
@@ -31,12 +32,16 @@ pub(super) async fn admit<E: Engine>(
 }
 
 /// The queue. First come, first served is the gate's business; here the client is watched, so that
-/// nobody is forwarded who has left.
-async fn wait<E: Engine>(engine: &E, conn: &Conn<E>, mut ticket: Ticket) -> Result<Permit, Reason> {
-    let keep = conn.config.queued_half_close == QueuedHalfClose::Keep;
-    let gone = || has_left(engine.socket(&conn.client), keep);
+/// nobody is forwarded who has left. `keep`: a client that has only half-closed has not left.
+pub(super) async fn wait<E: Engine>(
+    engine: &E,
+    client: &E::Stream,
+    keep: bool,
+    mut ticket: Ticket,
+) -> Result<Permit, Reason> {
+    let gone = || has_left(engine.socket(client), keep);
     let mut watching = true;
-    let mut left = pin!(engine.peer_left(&conn.client));
+    let mut left = pin!(engine.peer_left(client));
     let mut alarm_at = ticket.deadline();
     let mut alarm = pin!(engine.sleep_until(alarm_at));
     poll_fn(|cx| {
@@ -67,7 +72,7 @@ async fn wait<E: Engine>(engine: &E, conn: &Conn<E>, mut ticket: Ticket) -> Resu
 }
 
 /// Whether the client has sent FIN or RST, even behind unread bytes; with `keep`, only RST counts.
-fn has_left(client: SockRef<'_>, keep: bool) -> bool {
+pub(super) fn has_left(client: SockRef<'_>, keep: bool) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut fds = [PollFd::new(&*client, PollFlags::RDHUP)];
     if poll(&mut fds, Some(&now)).unwrap_or(0) == 0 {

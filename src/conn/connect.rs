@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use socket2::SockRef;
 
-use super::{Conn, Port};
+use super::{Config, Port};
 use crate::io::{App, Engine, sock};
 use crate::outcome::{Outcome, Reason};
 
@@ -19,55 +19,48 @@ enum Unreachable {
 
 /// Dial the application's addresses in order; the first that answers is it. If the application
 /// wants a PROXY header, it has been sent.
-pub(super) async fn connect<E: Engine>(
+pub(super) fn connect<E: Engine>(
     engine: &E,
     port: &Port,
-    conn: &Conn<E>,
-) -> Result<E::Stream, Outcome> {
-    let mut failure = Reason::UpstreamRefused;
-    for app in &port.apps {
-        let dialled = tokio::select! {
-            biased;
-            dialled = dial(engine, port, conn, app) => dialled,
-            () = port.shared.cut.cancelled() => return Err(Outcome::Cut),
-        };
-        match dialled {
-            Ok(stream) => return Ok(stream),
-            Err(Unreachable::Ourselves) => failure = Reason::Loop,
-            Err(Unreachable::Dead(e)) => {
-                tracing::debug!(port = %port.listen, app = %port.app_text, error = %e, "cannot reach the application");
-                failure = match e.kind() {
-                    io::ErrorKind::TimedOut => Reason::UpstreamTimeout,
-                    _ => Reason::UpstreamRefused,
-                };
+    config: &Config,
+    client: Option<SocketAddr>,
+) -> impl Future<Output = Result<E::Stream, Outcome>> {
+    async move {
+        let mut failure = Reason::UpstreamRefused;
+        for app in &port.apps {
+            let dialled = tokio::select! {
+                biased;
+                dialled = engine.dial(app, config.connect_timeout) => dialled,
+                () = port.shared.cut.cancelled() => return Err(Outcome::Cut),
+            };
+            let met = dialled.map_err(Unreachable::Dead).and_then(|stream| {
+                // The application may have accepted it: it must not be left with a connection that
+                // holds no slot.
+                introduce(port, config, client, app, engine.socket(&stream))
+                    .inspect_err(|_| sock::reset(engine.socket(&stream)))?;
+                Ok(stream)
+            });
+            match met {
+                Ok(stream) => return Ok(stream),
+                Err(Unreachable::Ourselves) => failure = Reason::Loop,
+                Err(Unreachable::Dead(e)) => {
+                    tracing::debug!(port = %port.listen, app = %port.app_text, error = %e, "cannot reach the application");
+                    failure = match e.kind() {
+                        io::ErrorKind::TimedOut => Reason::UpstreamTimeout,
+                        _ => Reason::UpstreamRefused,
+                    };
+                }
             }
         }
-    }
-    Err(Outcome::Refused(failure))
-}
-
-async fn dial<E: Engine>(
-    engine: &E,
-    port: &Port,
-    conn: &Conn<E>,
-    app: &App,
-) -> Result<E::Stream, Unreachable> {
-    let stream = engine.dial(app, conn.config.connect_timeout).await?;
-    match introduce(port, conn, app, engine.socket(&stream)) {
-        Ok(()) => Ok(stream),
-        Err(e) => {
-            // The application may have accepted it: it must not be left with a connection that
-            // holds no slot.
-            sock::reset(engine.socket(&stream));
-            Err(e)
-        }
+        Err(Outcome::Refused(failure))
     }
 }
 
 /// See that a fresh connection is the application's, and say who is behind it.
-fn introduce<E: Engine>(
+fn introduce(
     port: &Port,
-    conn: &Conn<E>,
+    config: &Config,
+    client: Option<SocketAddr>,
     app: &App,
     socket: SockRef<'_>,
 ) -> Result<(), Unreachable> {
@@ -86,8 +79,8 @@ fn introduce<E: Engine>(
             sock::watch_peer(SockRef::from(&*socket))?;
         }
     }
-    if conn.config.send_proxy_protocol {
-        let header = proxy_header(conn.entry.client(), port.listen);
+    if config.send_proxy_protocol {
+        let header = proxy_header(client, port.listen);
         if socket.send(&header)? != header.len() {
             // A fresh connection has room for 52 bytes; one that has not is of no use.
             return Err(io::Error::from(io::ErrorKind::WriteZero).into());

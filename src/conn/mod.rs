@@ -15,7 +15,10 @@
 
 mod accept;
 mod admit;
+pub mod classify;
 mod connect;
+mod greet;
+pub mod http;
 mod relay;
 mod release;
 
@@ -34,7 +37,7 @@ use crate::limit::Entry;
 use crate::outcome::Outcome;
 
 pub use accept::accept;
-pub use port::{Port, Shared};
+pub use port::{Port, Protocol, Shared};
 use registry::{Registered, Stage};
 
 /// How a port treats its connections; everything but admission. All of it can change live, for
@@ -55,6 +58,8 @@ pub struct Config {
     pub queued_half_close: QueuedHalfClose,
     /// Whether the application is told the client's address in a PROXY protocol v2 header.
     pub send_proxy_protocol: bool,
+    /// What is only about HTTP.
+    pub http: http::Config,
 }
 
 /// What refusing a TCP connection looks like to the client.
@@ -79,8 +84,8 @@ pub enum QueuedHalfClose {
 
 /// One accepted connection on its way, and what it holds. Fields are dropped in this order: the
 /// application's socket is closed before the slot is free.
-struct Conn<E: Engine> {
-    client: E::Stream,
+struct Conn<E: Engine, S = <E as Engine>::Stream> {
+    client: S,
     app: Option<E::Stream>,
     /// The gate's answer; once admitted, the slot. Empty only while it waits.
     admission: Option<Entry>,
@@ -120,13 +125,19 @@ fn carry<E: Engine>(
     async move {
         admit::admit(engine, port, conn).await?;
         conn.entry.enter(Stage::Connecting);
-        conn.app = Some(connect::connect(engine, port, conn).await?);
+        conn.app = Some(connect::connect(engine, port, &conn.config, conn.entry.client()).await?);
         conn.entry.enter(Stage::Relaying);
         Ok(relay::relay(engine, port, conn).await)
     }
 }
 
 impl<E: Engine> Conn<E> {
+    /// The client's stream, and the rest, for those who read and write it themselves.
+    fn part(self) -> (E::Stream, Conn<E, ()>) {
+        let Self { client, app, admission, config, entry } = self;
+        (client, Conn { client: (), app, admission, config, entry })
+    }
+
     fn bytes(&self) -> [u64; 2] {
         let traffic = self.entry.traffic();
         [traffic.from(Side::Client), traffic.from(Side::App)]
@@ -134,6 +145,14 @@ impl<E: Engine> Conn<E> {
 
     fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.entry.since())
+    }
+}
+
+impl<E: Engine> Conn<E, ()> {
+    /// A connection whose both ends are known.
+    fn with(self, client: E::Stream, app: E::Stream) -> Conn<E> {
+        let Self { admission, config, entry, .. } = self;
+        Conn { client, app: Some(app), admission, config, entry }
     }
 }
 

@@ -1,9 +1,11 @@
 //! What all connections of a port share, and what all ports of the process share.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,7 +29,40 @@ pub struct Port {
     pub metrics: Arc<PortMetrics>,
     /// What the ports have in common.
     pub shared: Arc<Shared>,
+    /// What clients speak here.
+    pub protocol: Protocol,
+    /// How long requests take (HTTP).
+    pub pace: Pace,
+    /// Rung when the application has a connection less.
+    pub app_room: Notify,
+    /// Rung when somebody needs an idle connection of another worker to be closed.
+    pub app_spare: Notify,
+    /// Connections to the application that carry HTTP, of all workers.
+    app_connections: AtomicU32,
     config: RwLock<Arc<Config>>,
+}
+
+/// What clients speak on a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Their first bytes tell.
+    Auto,
+    /// HTTP/1 or HTTP/2: a slot is a request.
+    Http,
+    /// Anything: a slot is a connection.
+    Tcp,
+}
+
+/// How long the application takes for a request: a moving average.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// In nanoseconds; 0: nothing is known.
+    mean: AtomicU64,
+}
+
+/// The right to one connection to the application of an HTTP port; dropping it gives it back.
+pub struct AppSeat {
+    port: Arc<Port>,
 }
 
 /// What the ports of one process share.
@@ -51,12 +86,35 @@ impl Port {
         listen: SocketAddr,
         app_text: String,
         apps: Vec<App>,
+        protocol: Protocol,
         gate: Gate,
         config: Config,
         shared: Arc<Shared>,
     ) -> Self {
-        let config = RwLock::new(Arc::new(config));
-        Self { listen, apps, app_text, gate, metrics: Arc::default(), shared, config }
+        Self {
+            listen,
+            apps,
+            app_text,
+            gate,
+            metrics: Arc::default(),
+            shared,
+            protocol,
+            pace: Pace::default(),
+            app_room: Notify::new(),
+            app_spare: Notify::new(),
+            app_connections: AtomicU32::new(0),
+            config: RwLock::new(Arc::new(config)),
+        }
+    }
+
+    /// Whether the application may have one more connection that carries HTTP.
+    pub fn has_app_room(&self) -> bool {
+        self.app_connections.load(Ordering::Acquire) < self.gate.limit()
+    }
+
+    /// Whether it has more than it may: the limit was lowered.
+    pub fn has_too_many_app_connections(&self) -> bool {
+        self.app_connections.load(Ordering::Acquire) > self.gate.limit()
     }
 
     /// The settings for a connection that comes now.
@@ -67,6 +125,55 @@ impl Port {
     /// New settings, for connections that come from now on.
     pub fn configure(&self, config: Config) {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+}
+
+impl Protocol {
+    /// The word in settings and status.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Http => "http",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+impl Pace {
+    /// A request took this long. Workers may overwrite each other's: an average loses little.
+    pub fn observe(&self, took: Duration) {
+        /// How much of the past one request makes forgotten: an eighth, as TCP's round-trip time
+        /// (RFC 6298).
+        const WEIGHT: u64 = 8;
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX / 2).max(1);
+        let mean = self.mean.load(Ordering::Relaxed);
+        let next = if mean == 0 { took } else { mean - mean / WEIGHT + took / WEIGHT };
+        self.mean.store(next.max(1), Ordering::Relaxed);
+    }
+
+    /// How long a request takes, if any has been seen.
+    pub fn mean(&self) -> Option<Duration> {
+        match self.mean.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
+    }
+}
+
+impl AppSeat {
+    /// One more connection, if the limit allows it.
+    pub fn take(port: &Arc<Port>) -> Option<Self> {
+        let limit = port.gate.limit();
+        let more = |open: u32| (open < limit).then_some(open + 1);
+        let taken = port.app_connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+        taken.ok().map(|_| Self { port: port.clone() })
+    }
+}
+
+impl Drop for AppSeat {
+    fn drop(&mut self) {
+        self.port.app_connections.fetch_sub(1, Ordering::AcqRel);
+        self.port.app_room.notify_one();
     }
 }
 

@@ -16,6 +16,10 @@ use crate::io::Traffic;
 pub enum Stage {
     /// Accepted, waiting for a slot.
     Queued,
+    /// Its first bytes are to tell what it speaks.
+    Greeting,
+    /// Requests are served on it.
+    Serving,
     /// It has a slot; the application is being dialled.
     Connecting,
     /// Bytes move.
@@ -70,6 +74,8 @@ impl Stage {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Queued => "queued",
+            Self::Greeting => "greeting",
+            Self::Serving => "serving",
             Self::Connecting => "connecting",
             Self::Relaying => "relaying",
             Self::Ending => "ending",
@@ -79,8 +85,10 @@ impl Stage {
     const fn from_u8(value: u8) -> Self {
         match value {
             0 => Self::Queued,
-            1 => Self::Connecting,
-            2 => Self::Relaying,
+            1 => Self::Greeting,
+            2 => Self::Serving,
+            3 => Self::Connecting,
+            4 => Self::Relaying,
             _ => Self::Ending,
         }
     }

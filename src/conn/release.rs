@@ -1,8 +1,8 @@
 //! Release: the one place where a connection ends. Counts one outcome and writes one log line, so
 //! that whoever sees the end finds it counted; then closes, and gives the slot back last.
 
-use std::net::Shutdown;
-use std::time::Instant;
+use std::net::{Shutdown, SocketAddr};
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
@@ -14,6 +14,11 @@ use crate::outcome::{Fault, Outcome};
 /// End `conn` as `outcome` says.
 pub(super) fn release<E: Engine>(engine: &E, port: &Port, conn: Conn<E>, outcome: Outcome) {
     count(port, &conn.entry, outcome, conn.bytes());
+    part(engine, conn, outcome);
+}
+
+/// Close both ends as `outcome` says, and give the slot back.
+pub(super) fn part<E: Engine>(engine: &E, conn: Conn<E>, outcome: Outcome) {
     let Conn { client, app, admission, config, entry } = conn;
     match outcome {
         // Never reached the application, or not far enough to have been heard.
@@ -75,6 +80,30 @@ pub(super) fn count(port: &Port, entry: &Registered, outcome: Outcome, bytes: [u
             bytes_in = bytes[0],
             bytes_out = bytes[1],
             "connection ended"
+        );
+    }
+}
+
+/// The same for a request.
+pub(super) fn count_request(
+    port: &Port,
+    client: Option<SocketAddr>,
+    outcome: Outcome,
+    lasted: Duration,
+) {
+    port.metrics.end(outcome, lasted);
+    if outcome.fault() != Fault::Nobody && tracing::enabled!(tracing::Level::DEBUG) {
+        let reason = match outcome {
+            Outcome::Refused(reason) => reason.label(),
+            _ => outcome.label(),
+        };
+        tracing::debug!(
+            port = %port.listen,
+            client = client.map(tracing::field::display),
+            outcome = outcome.label(),
+            reason,
+            seconds = lasted.as_secs_f64(),
+            "request ended"
         );
     }
 }

@@ -5,8 +5,11 @@
 //! a short read or a refused write clears the readiness without another call to learn the same;
 //! writes are tried before they are waited for.
 
+mod stream;
+
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::pin::pin;
 use std::rc::Rc;
@@ -15,6 +18,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use socket2::{SockAddr, SockRef, Socket};
+use tokio::io::ReadBuf;
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +43,9 @@ pub struct Listener {
 /// A connected socket registered with the runtime.
 pub struct Stream {
     fd: AsyncFd<Socket>,
+    /// Try to read without waiting for readiness: it may have been seen and cleared while somebody
+    /// only looked.
+    eager: Cell<bool>,
 }
 
 /// One way of a relay: bytes from `from` to the other side.
@@ -120,6 +127,7 @@ impl Epoll {
 impl Engine for Epoll {
     type Listener = Listener;
     type Stream = Stream;
+    type Io = Stream;
 
     fn listen(&self, listener: Socket) -> io::Result<Listener> {
         Ok(Listener { fd: register(listener)?, ending: Ending::default() })
@@ -166,7 +174,47 @@ impl Engine for Epoll {
             }
             // Bytes are there; the end may come behind them, with an edge of its own.
             guard.clear_ready();
+            stream.eager.set(true);
         }
+    }
+
+    async fn readable(&self, stream: &Stream) {
+        // Cleared, so that the next call waits for more; and to be remembered.
+        if let Ok(mut guard) = stream.fd.readable().await {
+            guard.clear_ready();
+        }
+        stream.eager.set(true);
+    }
+
+    fn open(&self, stream: Stream) -> Stream {
+        stream.eager.set(true);
+        stream
+    }
+
+    fn stream<'a>(&self, io: &'a Stream) -> &'a Stream {
+        io
+    }
+
+    fn poll_read(
+        &self,
+        io: &Stream,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        io.poll_read(cx, buf)
+    }
+
+    fn poll_write(
+        &self,
+        io: &Stream,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        io.poll_send(cx, bytes)
+    }
+
+    async fn reclaim(&self, io: Stream) -> (Stream, Vec<u8>) {
+        (io, Vec::new())
     }
 
     /// Holds the two pumps and nothing else: every open connection has one.
@@ -259,7 +307,7 @@ fn register(socket: Socket) -> io::Result<AsyncFd<Socket>> {
 
 impl Stream {
     fn new(socket: Socket) -> io::Result<Self> {
-        Ok(Self { fd: register(socket)? })
+        Ok(Self { fd: register(socket)?, eager: Cell::new(false) })
     }
 
     async fn connected(&self) -> io::Result<()> {

@@ -92,6 +92,14 @@ impl Side {
 }
 
 impl Traffic {
+    /// Bytes that were carried otherwise than by a relay: read from the client, written to it.
+    pub fn add(&self, totals: &[AtomicU64; 2], carried: [u64; 2]) {
+        for ((count, total), bytes) in self.from.iter().zip(totals).zip(carried) {
+            count.fetch_add(bytes, Ordering::Relaxed);
+            total.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
     /// Bytes read from `side` and written to the other.
     pub fn from(&self, side: Side) -> u64 {
         self.from[side.index()].load(Ordering::Relaxed)

@@ -11,7 +11,7 @@
 //!
 //! Always true: a future returned here may be dropped at any time without losing a descriptor, a
 //! byte that was promised, or memory the kernel may still write to; nothing is read from a
-//! connection before `relay` or `discard`.
+//! connection before `relay`, `discard` or `open`.
 
 pub mod buf;
 pub mod epoll;
@@ -22,14 +22,16 @@ pub mod sock;
 pub mod uring;
 
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, Socket};
+use tokio::io::ReadBuf;
 use tokio_util::sync::CancellationToken;
 
 pub use flow::{Flow, Side, Traffic};
@@ -59,11 +61,14 @@ pub enum EngineChoice {
 pub type Accepted = (Socket, Option<SocketAddr>);
 
 /// What a worker needs from its runtime. Every method is called on the worker's own thread.
-pub trait Engine: Clone + 'static {
+pub trait Engine: Clone + Unpin + 'static {
     /// A listening socket.
     type Listener: 'static;
     /// A connected socket. Dropping it closes it, at once: nothing of the engine keeps it open.
     type Stream: 'static;
+    /// A connected socket that is read and written a piece at a time, for those who have to look at
+    /// the bytes. Dropping it closes it, too.
+    type Io: 'static;
 
     /// Take over a bound, listening socket.
     fn listen(&self, listener: Socket) -> io::Result<Self::Listener>;
@@ -104,6 +109,35 @@ pub trait Engine: Clone + 'static {
 
     /// The socket itself, for options, addresses and small writes.
     fn socket<'a>(&self, stream: &'a Self::Stream) -> SockRef<'a>;
+
+    /// Resolves when there is something to read: bytes, or the end. Reads nothing.
+    fn readable(&self, stream: &Self::Stream) -> impl Future<Output = ()>;
+
+    /// Read and write this connection a piece at a time from now on.
+    fn open(&self, stream: Self::Stream) -> Self::Io;
+
+    /// The connection behind it.
+    fn stream<'a>(&self, io: &'a Self::Io) -> &'a Self::Stream;
+
+    /// Read what is there into `buf`; an empty read is the end. One task at a time.
+    fn poll_read(
+        &self,
+        io: &Self::Io,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>>;
+
+    /// Write what fits of these, in order. One task at a time.
+    fn poll_write(
+        &self,
+        io: &Self::Io,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>>;
+
+    /// The connection itself again, for [`Engine::relay`] or [`Engine::discard`], and bytes that were
+    /// taken from the kernel and not read.
+    fn reclaim(&self, io: Self::Io) -> impl Future<Output = (Self::Stream, Vec<u8>)>;
 
     /// Run a task on this thread.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);

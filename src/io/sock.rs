@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::ReadBuf;
 
 use super::App;
 
@@ -83,6 +84,42 @@ pub fn start_connect(socket: &Socket, to: &SockAddr) -> io::Result<Connecting> {
             _ => return Err(e),
         }
     }
+}
+
+/// Receive what is there into the unfilled part of `buf`; 0 is the end.
+#[allow(unsafe_code, reason = "the kernel initialises what it fills")]
+pub fn receive(socket: &Socket, buf: &mut ReadBuf<'_>) -> io::Result<usize> {
+    // SAFETY: recv only ever writes to the slice, and never uninitialised bytes.
+    let length = socket.recv(unsafe { buf.unfilled_mut() })?;
+    // SAFETY: the kernel has written the first `length` bytes.
+    unsafe { buf.assume_init(length) };
+    buf.advance(length);
+    Ok(length)
+}
+
+/// What has been received, without taking it; 0 is the end.
+pub fn peek(socket: &SockRef<'_>, bytes: &mut [u8]) -> io::Result<usize> {
+    use rustix::net::{RecvFlags, recv};
+    let (_, length) = recv(&**socket, bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(length)
+}
+
+/// Have the socket count as readable only when it has received more than `length` bytes, or ended.
+#[allow(unsafe_code, reason = "SO_RCVLOWAT has no safe interface")]
+pub fn wake_beyond(socket: &SockRef<'_>, length: usize) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let least = libc::c_int::try_from(length + 1).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the option is one int, which is read from where it is told.
+    let answer = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const least).cast(),
+            size_of_val(&least) as libc::socklen_t,
+        )
+    };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// An error once `deadline` has passed.

@@ -128,6 +128,20 @@ impl Gate {
         }
     }
 
+    /// The limit in force, without the lock; a number beyond reach if there is none.
+    pub fn limit(&self) -> u32 {
+        self.shared.word.limit()
+    }
+
+    /// How many wait, those with a reservation not counted.
+    pub fn queued(&self) -> u32 {
+        // While nobody waits the word says so, without the lock.
+        if !self.shared.word.slow() {
+            return 0;
+        }
+        u32::try_from(lock(&self.shared.line).queue.len()).unwrap_or(u32::MAX)
+    }
+
     /// The settings in force.
     pub fn settings(&self) -> Settings {
         lock(&self.shared.line).settings.clone()

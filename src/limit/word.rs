@@ -110,6 +110,10 @@ impl Word {
         self.read().in_use()
     }
 
+    pub(super) fn limit(&self) -> u32 {
+        self.read().limit()
+    }
+
     pub(super) fn slow(&self) -> bool {
         self.read().slow()
     }

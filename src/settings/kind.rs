@@ -21,6 +21,8 @@ pub enum Kind {
     Address,
     /// An absolute path.
     Path,
+    /// The name of a header, or `none`.
+    Header,
     /// A log level or a `tracing` filter directive.
     Filter,
 }
@@ -42,7 +44,7 @@ pub enum Value {
     Address(SocketAddr),
     /// Of [`Kind::Path`].
     Path(PathBuf),
-    /// Of [`Kind::Filter`].
+    /// Of [`Kind::Filter`] and [`Kind::Header`].
     Text(String),
 }
 
@@ -107,6 +109,10 @@ impl Kind {
             Self::Address => text.parse().map_or_else(|_| refused(), |a| Ok(Value::Address(a))),
             Self::Path if text.starts_with('/') => Ok(Value::Path(PathBuf::from(text))),
             Self::Path => refused(),
+            Self::Header => match http::HeaderName::from_bytes(text.as_bytes()) {
+                Ok(_) => Ok(Value::Text(text.to_lowercase())),
+                Err(_) => refused(),
+            },
             Self::Filter if text.split(',').all(is_directive) => Ok(Value::Text(text.to_owned())),
             Self::Filter => refused(),
         }
@@ -134,6 +140,7 @@ impl Kind {
                 "an IP address and a port such as `127.0.0.1:8080` or `[::]:8080`".into()
             }
             Self::Path => "an absolute path".into(),
+            Self::Header => "the name of a header such as `x-request-timeout`, or `none`".into(),
             Self::Filter => {
                 "a level (`off`, `error`, `warn`, `info`, `debug`, `trace`) or a filter such as \
                  `info,tidegate=debug`"
@@ -215,8 +222,10 @@ mod tests {
 
     #[test]
     fn words_lists_addresses_and_filters() {
-        assert!(parse("protocol", "http").expect_err("later").contains("not built yet"));
-        assert!(parse("protocol", "udp").expect_err("never").contains("must be `tcp`"));
+        assert!(
+            parse("protocol", "udp").expect_err("never").contains("one of `auto`, `http`, `tcp`")
+        );
+        parse("deadline-header", "no header").expect_err("a space");
         assert_eq!(parse("shadow-limits", "50, 25,50"), Ok(Value::Counts(vec![25, 50])));
         assert_eq!(parse("shadow-limits", "none"), Ok(Value::Counts(vec![])));
         for bad in ["0", "25,", "a", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17"] {

@@ -159,6 +159,13 @@ impl Buffers {
         self.address(filled.id).wrapping_add(filled.at as usize)
     }
 
+    /// The unsent bytes of `filled`.
+    pub fn bytes(&self, filled: Filled) -> &[u8] {
+        // SAFETY: the kernel has written these bytes, and does not touch the buffer until it has been
+        // given back, which needs `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.pointer(filled), filled.len as usize) }
+    }
+
     /// Buffers that hold bytes of connections.
     pub fn filled(&self) -> usize {
         self.filled

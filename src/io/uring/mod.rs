@@ -10,15 +10,18 @@ mod buffers;
 mod bulk;
 mod relay;
 mod ring;
+mod stream;
 
 use std::future::Future;
-use std::io::{self, Read};
+use std::io::{self, IoSlice, Read};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use socket2::{SockAddr, SockRef, Socket};
+use tokio::io::ReadBuf;
 use tokio_util::sync::CancellationToken;
 
 use super::listen::{self, Ending, Next};
@@ -26,6 +29,7 @@ use super::sock::{self, Connecting};
 use super::{Accepted, App, Engine, Flow, Gauges};
 use ring::Ring;
 pub use ring::builder as ring_builder;
+use stream::Io;
 
 /// The engine. Cheap to clone; lives on one thread.
 #[derive(Clone)]
@@ -110,6 +114,7 @@ impl Uring {
 impl Engine for Uring {
     type Listener = Listener;
     type Stream = Socket;
+    type Io = Io;
 
     fn listen(&self, socket: Socket) -> io::Result<Listener> {
         Ok(Listener { socket, ending: Ending::default() })
@@ -159,6 +164,40 @@ impl Engine for Uring {
     async fn peer_left(&self, stream: &Socket) {
         let events = libc::POLLRDHUP | libc::POLLERR | libc::POLLHUP;
         self.ring.poll(stream.as_raw_fd(), events as u32).await;
+    }
+
+    async fn readable(&self, stream: &Socket) {
+        self.ring.poll(stream.as_raw_fd(), libc::POLLIN as u32).await;
+    }
+
+    fn open(&self, stream: Socket) -> Io {
+        Io::new(self.ring.clone(), stream)
+    }
+
+    fn stream<'a>(&self, io: &'a Io) -> &'a Socket {
+        &io.socket
+    }
+
+    fn poll_read(
+        &self,
+        io: &Io,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        io.poll_read(cx, buf)
+    }
+
+    fn poll_write(
+        &self,
+        io: &Io,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        io.poll_write(cx, bytes)
+    }
+
+    async fn reclaim(&self, io: Io) -> (Socket, Vec<u8>) {
+        io.reclaim().await
     }
 
     async fn relay(&self, client: &Socket, app: &Socket, flow: &Rc<Flow>) {

@@ -1,6 +1,6 @@
 //! The relay ring: the one place where operations are handed to the kernel and where their results
-//! come back. It knows two things: to watch a descriptor ([`Ring::poll`]) and to relay between two
-//! ([`Ring::relay`]).
+//! come back. It knows three things: to watch a descriptor ([`Ring::poll`]), to relay between two
+//! ([`Ring::relay`]), and to receive for a reader (`stream`).
 //!
 //! ```text
 //!   tasks ──push──→ submission queue ──enter──→ kernel
@@ -29,6 +29,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::buffers::Buffers;
 use super::relay::{Relay, Way};
+use super::stream::Inlet;
 use crate::io::Gauges;
 use crate::io::buf::Pool;
 use crate::io::flow::Flow;
@@ -46,7 +47,7 @@ const ROUNDS: usize = 16;
 /// The ring of one worker thread. Cheap to clone.
 #[derive(Clone)]
 pub struct Ring {
-    core: Rc<RefCell<Core>>,
+    pub(super) core: Rc<RefCell<Core>>,
 }
 
 /// Resolves when its descriptor is ready; dropping it asks the kernel to forget it.
@@ -68,6 +69,7 @@ pub(super) struct Core {
     sqpoll: bool,
     polls: Slab<PollSlot>,
     pub(super) relays: Slab<Relay>,
+    pub(super) inlets: Slab<Inlet>,
     pub(super) buffers: Buffers,
     /// The large buffers of bulk transfers.
     pub(super) pool: Pool,
@@ -109,9 +111,11 @@ pub(super) enum Kind {
     SendDown = 4,
     Cancel = 5,
     Recall = 6,
+    Inlet = 7,
+    InletRecall = 8,
 }
 
-const KIND_BITS: u32 = 3;
+const KIND_BITS: u32 = 4;
 
 impl Kind {
     pub(super) const fn of(self, key: usize) -> u64 {
@@ -126,6 +130,8 @@ impl Kind {
             3 => Self::SendUp,
             4 => Self::SendDown,
             6 => Self::Recall,
+            7 => Self::Inlet,
+            8 => Self::InletRecall,
             _ => Self::Cancel,
         };
         (kind, (user_data >> KIND_BITS) as usize)
@@ -150,6 +156,7 @@ impl Ring {
             sqpoll,
             polls: Slab::new(),
             relays: Slab::new(),
+            inlets: Slab::new(),
             buffers,
             pool: Pool::new(0, gauges.clone()),
             starved: Vec::new(),
@@ -247,7 +254,7 @@ impl Ring {
 
 impl Core {
     fn is_quiet(&self) -> bool {
-        self.polls.is_empty() && self.relays.is_empty()
+        self.polls.is_empty() && self.relays.is_empty() && self.inlets.is_empty()
     }
 
     /// Queue an operation. It reaches the kernel at the next enter, in this turn of the loop.
@@ -344,6 +351,8 @@ impl Core {
                 Kind::SendUp => self.sent(key, Way::Up, result),
                 Kind::SendDown => self.sent(key, Way::Down, result),
                 Kind::Recall => self.recalled(key, result),
+                Kind::Inlet => self.received_inlet(key, result, flags),
+                Kind::InletRecall => self.recalled_inlet(key, result),
                 Kind::Cancel => {}
             }
         }
@@ -359,7 +368,7 @@ impl Core {
     }
 
     /// Have the kernel take everything that is queued.
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         /// The kernel refuses only while it is out of memory; do not wait for that for ever.
         const TRIES: usize = 1_000;
         for _ in 0..TRIES {

@@ -41,7 +41,7 @@ struct Footprint {
 }
 
 impl Setup {
-    /// In front of `app` (`host:port` or `unix:/path`), without a drain delay.
+    /// In front of `app` (`host:port` or `unix:/path`), for TCP, without a drain delay.
     pub(crate) fn new(engine: Engine, app: impl ToString) -> Self {
         Self::without_port(engine).port(app)
     }
@@ -52,7 +52,7 @@ impl Setup {
             Self { engine: engine.name(), flags: Vec::new(), launcher: Vec::new(), denied: None };
         let local = ["admin", "probe", "metrics"];
         let setup = local.iter().fold(setup, |setup, face| setup.set(face, "127.0.0.1:0"));
-        setup.set("drain-delay", "0s")
+        setup.set("drain-delay", "0s").set("protocol", "tcp")
     }
 
     /// One more port, in front of `app`.

@@ -1,0 +1,169 @@
+//! Greet: on ports where clients may speak HTTP, find out what this one speaks and tell the right
+//! story. TCP takes a slot per connection, HTTP one per request.
+//!
+//! ```text
+//!            HTTP bytes ──────────────────────────────→ http::serve
+//!   classify other bytes ──→ admit → connect → relay     (a port that is declared http: closed)
+//!            silence ──→ admit → connect ──→ the application speaks: relay
+//!                          └───────┴────────→ the client speaks after all: its bytes decide
+//! ```
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::accept::ask;
+use super::classify::{Spoken, listen_to};
+use super::http::{self, Upstream, Version};
+use super::registry::Stage;
+use super::{
+    Conn, Port, Protocol, QueuedHalfClose, admit, connect, contain, relay, release, serve,
+};
+use crate::io::Engine;
+use crate::limit::Entry;
+use crate::outcome::{Outcome, Reason};
+
+/// After this much silence the application may be the one who speaks first.
+const SILENCE: Duration = Duration::from_millis(100);
+
+/// Carry one connection to its end, whatever it turns out to be.
+pub(super) async fn greet<E: Engine>(upstream: Rc<Upstream<E>>, conn: Conn<E>) {
+    let (engine, port) = (upstream.engine.clone(), upstream.port.clone());
+    conn.entry.enter(Stage::Greeting);
+    let patience = match port.protocol {
+        Protocol::Auto => SILENCE.min(conn.config.http.header_timeout),
+        Protocol::Http | Protocol::Tcp => conn.config.http.header_timeout,
+    };
+    let spoken = tokio::select! {
+        biased;
+        spoken = listen_to(&engine, &conn.client) => Some(spoken),
+        () = engine.sleep_until(Instant::now() + patience) => None,
+        () = port.shared.closing.cancelled() => Some(Spoken::Nothing),
+    };
+    match (spoken, port.protocol) {
+        (Some(Spoken::Http1), _) => Box::pin(http::serve(upstream, conn, Version::One)).await,
+        (Some(Spoken::Http2), _) => Box::pin(http::serve(upstream, conn, Version::Two)).await,
+        // hyper says what is wrong with it.
+        (Some(Spoken::Tcp), Protocol::Http) => {
+            Box::pin(http::serve(upstream, conn, Version::One)).await;
+        }
+        (Some(Spoken::Tcp), _) => tcp(engine, port, conn).await,
+        (None, Protocol::Auto) => Box::pin(silent(upstream, conn)).await,
+        // It left without a word, or never said one.
+        (Some(Spoken::Nothing) | None, _) => {}
+    }
+}
+
+/// The story of [`serve`], from the gate on.
+async fn tcp<E: Engine>(engine: E, port: Arc<Port>, mut conn: Conn<E>) {
+    match ask(&port, conn.entry.client(), Instant::now()) {
+        Entry::Refuse(reason) => release::release(&engine, &port, conn, Outcome::Refused(reason)),
+        entry => {
+            conn.entry.enter(Stage::Queued);
+            conn.admission = Some(entry);
+            serve(engine, port, conn).await;
+        }
+    }
+}
+
+/// How a silent connection goes on.
+enum Turn {
+    /// The client has spoken after all, and this.
+    Spoke(Spoken),
+    /// It is TCP: the application has spoken first, or the client will not speak any more.
+    Relay,
+    /// It is over.
+    Over(Outcome),
+}
+
+/// Nobody speaks: the client may wait for the application to.
+async fn silent<E: Engine>(upstream: Rc<Upstream<E>>, mut conn: Conn<E>) {
+    let (engine, port) = (upstream.engine.clone(), upstream.port.clone());
+    conn.entry.enter(Stage::Queued);
+    let entry = ask(&port, conn.entry.client(), Instant::now());
+    let turn = first_word(&engine, &port, &mut conn, entry).await;
+    let version = match turn {
+        Turn::Spoke(Spoken::Http1) => Version::One,
+        Turn::Spoke(Spoken::Http2) => Version::Two,
+        Turn::Over(outcome) => return release::release(&engine, &port, conn, outcome),
+        Turn::Spoke(Spoken::Tcp | Spoken::Nothing) | Turn::Relay => {
+            return go_on(engine, port, conn).await;
+        }
+    };
+    // Its requests take slots of their own; the application's connection was for nothing.
+    conn.app = None;
+    conn.admission = None;
+    http::serve(upstream, conn, version).await;
+}
+
+/// Get a slot and the application's connection, and wait for somebody to speak.
+async fn first_word<E: Engine>(engine: &E, port: &Port, conn: &mut Conn<E>, entry: Entry) -> Turn {
+    let Conn { client, app, admission, config, entry: listed } = conn;
+    let mut word = pin!(listen_to(engine, client));
+    let permit = match entry {
+        Entry::Admit(permit) => permit,
+        Entry::Refuse(reason) => return Turn::Over(Outcome::Refused(reason)),
+        Entry::Wait(ticket) => {
+            let keep = config.queued_half_close == QueuedHalfClose::Keep;
+            let waited = tokio::select! {
+                biased;
+                spoken = &mut word => match spoken {
+                    Spoken::Nothing => Err(Reason::ClientGone),
+                    spoken => return Turn::Spoke(spoken),
+                },
+                admitted = admit::wait(engine, client, keep, ticket) => admitted,
+            };
+            port.metrics.wait(listed.since().elapsed());
+            match waited {
+                Ok(permit) => permit,
+                Err(reason) => return Turn::Over(Outcome::Refused(reason)),
+            }
+        }
+    };
+    *admission = Some(Entry::Admit(permit));
+    listed.enter(Stage::Connecting);
+    let dialled = tokio::select! {
+        biased;
+        spoken = &mut word => match spoken {
+            Spoken::Nothing => return Turn::Over(Outcome::Refused(Reason::ClientGone)),
+            spoken => return Turn::Spoke(spoken),
+        },
+        dialled = connect::connect(engine, port, config, listed.client()) => dialled,
+    };
+    let stream = match dialled {
+        Ok(stream) => app.insert(stream),
+        Err(outcome) => {
+            port.metrics.admit();
+            return Turn::Over(outcome);
+        }
+    };
+    tokio::select! {
+        biased;
+        spoken = &mut word => Turn::Spoke(spoken),
+        () = engine.readable(stream) => Turn::Relay,
+        () = port.shared.cut.cancelled() => {
+            port.metrics.admit();
+            Turn::Over(Outcome::Cut)
+        }
+    }
+}
+
+/// The rest of the story of [`serve`]. A client that speaks before the connection has been made is
+/// admitted, and has it made now.
+async fn go_on<E: Engine>(engine: E, port: Arc<Port>, conn: Conn<E>) {
+    if conn.app.is_none() {
+        // It left the queue when it spoke; a slot that it has already stays with it.
+        return match conn.admission {
+            Some(_) => serve(engine, port, conn).await,
+            None => tcp(engine, port, conn).await,
+        };
+    }
+    port.metrics.admit();
+    conn.entry.enter(Stage::Relaying);
+    let outcome = {
+        let story = pin!(async { Ok(relay::relay(&engine, &port, &conn).await) });
+        contain(story).await
+    };
+    release::release(&engine, &port, conn, outcome);
+}

@@ -1,0 +1,268 @@
+//! Admit, per request: ask the gate, wait for the slot it promised, or say why there is none. The
+//! only layer that decides; everything behind it has a slot.
+
+use std::convert::Infallible;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+use tower::Service;
+
+use super::Client;
+use super::body::ResponseBody;
+use super::deadline;
+use super::exchange::Slot;
+use super::refuse::{Cause, Manner, refuse};
+use crate::conn::admit::has_left;
+use crate::conn::release;
+use crate::io::Engine;
+use crate::limit::{Entry, Permit, Ticket};
+use crate::outcome::{Outcome, Reason};
+
+/// A request and its slot.
+pub struct Admitted {
+    pub request: Request<Incoming>,
+    pub slot: Slot,
+}
+
+/// The layer.
+#[derive(Clone)]
+pub struct Admit<E: Engine> {
+    client: Rc<Client<E>>,
+}
+
+/// The service it makes.
+pub struct Admission<E: Engine, S> {
+    client: Rc<Client<E>>,
+    inner: S,
+}
+
+type Waiting = Pin<Box<dyn Future<Output = Result<Permit, Reason>>>>;
+
+pin_project! {
+    /// What becomes of one request.
+    #[project = AdmissionProj]
+    pub enum Admitting<E: Engine, S: Service<Admitted>> {
+        /// Waiting for a slot. In a box: only those who wait pay for it.
+        Waiting { waiting: Waiting, arrived: Instant, request: Option<Request<Incoming>>, client: Rc<Client<E>>, inner: S },
+        /// At the application.
+        Inside { #[pin] inner: S::Future },
+        /// Refused.
+        Refused { response: Option<Response<ResponseBody>> },
+    }
+}
+
+impl<E: Engine> Admit<E> {
+    /// Requests of this client.
+    pub fn new(client: Rc<Client<E>>) -> Self {
+        Self { client }
+    }
+}
+
+impl<E: Engine, S> tower::Layer<S> for Admit<E> {
+    type Service = Admission<E, S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Admission { client: self.client.clone(), inner }
+    }
+}
+
+impl<E: Engine, S> Service<Request<Incoming>> for Admission<E, S>
+where
+    S: Service<Admitted, Response = Response<ResponseBody>, Error = Infallible> + Clone,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = Admitting<E, S>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let client = &self.client;
+        let arrived = Instant::now();
+        let named = client.config.http.deadline_header.as_ref();
+        let deadline = deadline::of(request.headers(), named, arrived);
+        if deadline.is_some_and(|deadline| client.is_hopeless(arrived, deadline)) {
+            return self.turn_away(&request, arrived, Reason::DeadlineUnmeetable);
+        }
+        let ip = client.address.map(|address| address.ip());
+        match client.port().gate.enter(arrived, ip) {
+            Entry::Admit(permit) => {
+                let slot = client.slot(arrived, arrived, permit);
+                Admitting::Inside { inner: self.inner.call(Admitted { request, slot }) }
+            }
+            Entry::Wait(ticket) => Admitting::Waiting {
+                waiting: Box::pin(wait(client.clone(), ticket, arrived, deadline)),
+                arrived,
+                request: Some(request),
+                client: client.clone(),
+                inner: self.inner.clone(),
+            },
+            Entry::Refuse(reason) => self.turn_away(&request, arrived, reason),
+        }
+    }
+}
+
+impl<E: Engine, S: Service<Admitted>> Admission<E, S> {
+    fn turn_away(
+        &self,
+        request: &Request<Incoming>,
+        arrived: Instant,
+        reason: Reason,
+    ) -> Admitting<E, S> {
+        Admitting::Refused { response: Some(self.client.turn_away(request, arrived, reason)) }
+    }
+}
+
+impl<E: Engine> Client<E> {
+    /// Count a refusal, and say it.
+    fn turn_away(
+        &self,
+        request: &Request<Incoming>,
+        arrived: Instant,
+        reason: Reason,
+    ) -> Response<ResponseBody> {
+        let port = self.port();
+        release::count_request(port, self.address, Outcome::Refused(reason), arrived.elapsed());
+        let limited = self.config.http.refuse_status;
+        refuse(port, limited, &Manner::of(request), Cause::Reason(reason))
+    }
+
+    fn slot(&self, arrived: Instant, admitted: Instant, permit: Permit) -> Slot {
+        let port = self.upstream.port.clone();
+        Slot::new(port, self.address, arrived, admitted, permit)
+    }
+
+    /// Whether a request would, at the pace of late, be answered only after its deadline.
+    fn is_hopeless(&self, now: Instant, deadline: Instant) -> bool {
+        let port = self.port();
+        let left = deadline.saturating_duration_since(now);
+        let Some(mean) = port.pace.mean() else { return left.is_zero() };
+        let queued = port.gate.queued();
+        // Those who wait go first; then this one takes its time.
+        let wait = if queued == 0 {
+            std::time::Duration::ZERO
+        } else {
+            mean.mul_f64(f64::from(queued) / f64::from(port.gate.limit().max(1)))
+        };
+        left.is_zero() || queued > 0 && wait + mean > left
+    }
+}
+
+/// The queue. The client is watched meanwhile, so that nobody is forwarded who has left.
+async fn wait<E: Engine>(
+    client: Rc<Client<E>>,
+    mut ticket: Ticket,
+    arrived: Instant,
+    deadline: Option<Instant>,
+) -> Result<Permit, Reason> {
+    let engine = &client.upstream.engine;
+    let line = &client.line;
+    let gone = || has_left(line.socket(), false);
+    let until = |ticket: &Ticket| deadline.map_or(ticket.deadline(), |d| d.min(ticket.deadline()));
+    let undecided = Undecided { client: &client, arrived, decided: false };
+    // On HTTP/2 hyper reads on, and drops this when the stream or the connection ends.
+    let mut watching = !client.http2;
+    let mut left = pin!(engine.peer_left(line.stream()));
+    let mut alarm_at = until(&ticket);
+    let mut alarm = pin!(engine.sleep_until(alarm_at));
+    let decided = std::future::poll_fn(|cx| {
+        if watching && left.as_mut().poll(cx).is_ready() {
+            watching = false;
+            if gone() {
+                return Poll::Ready(Err(Reason::ClientGone));
+            }
+        }
+        loop {
+            let now = Instant::now();
+            if let Poll::Ready(admitted) = ticket.poll(now, cx) {
+                return Poll::Ready(match admitted {
+                    Ok(_) if gone() => Err(Reason::ClientGone),
+                    Ok(_) if deadline.is_some_and(|deadline| now >= deadline) => {
+                        Err(Reason::DeadlineUnmeetable)
+                    }
+                    admitted => admitted,
+                });
+            }
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Poll::Ready(Err(Reason::DeadlineUnmeetable));
+            }
+            // The timeout may have been changed meanwhile; the gate wakes us then.
+            if until(&ticket) != alarm_at {
+                alarm_at = until(&ticket);
+                alarm.set(engine.sleep_until(alarm_at));
+            }
+            ready!(alarm.as_mut().poll(cx));
+        }
+    })
+    .await;
+    undecided.decided();
+    decided
+}
+
+/// A request that waits. Dropped undecided, its client has left: that is an outcome too.
+struct Undecided<'a, E: Engine> {
+    client: &'a Client<E>,
+    arrived: Instant,
+    decided: bool,
+}
+
+impl<E: Engine> Undecided<'_, E> {
+    /// It got its slot, or was refused, and that is counted elsewhere.
+    fn decided(mut self) {
+        self.decided = true;
+    }
+}
+
+impl<E: Engine> Drop for Undecided<'_, E> {
+    fn drop(&mut self) {
+        let waited = self.arrived.elapsed();
+        let port = self.client.port();
+        port.metrics.wait(waited);
+        if self.decided {
+            return;
+        }
+        let outcome = Outcome::Refused(Reason::ClientGone);
+        release::count_request(port, self.client.address, outcome, waited);
+    }
+}
+
+impl<E: Engine, S> Future for Admitting<E, S>
+where
+    S: Service<Admitted, Response = Response<ResponseBody>, Error = Infallible>,
+{
+    type Output = Result<Response<ResponseBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            let next = match self.as_mut().project() {
+                AdmissionProj::Waiting { waiting, arrived, request, client, inner } => {
+                    let permit = ready!(waiting.as_mut().poll(cx));
+                    let request = request.take().expect("taken once, as the state changes");
+                    let (arrived, now) = (*arrived, Instant::now());
+                    match permit {
+                        Ok(permit) => {
+                            let slot = client.slot(arrived, now, permit);
+                            Admitting::Inside { inner: inner.call(Admitted { request, slot }) }
+                        }
+                        Err(reason) => {
+                            let response = client.turn_away(&request, arrived, reason);
+                            Admitting::Refused { response: Some(response) }
+                        }
+                    }
+                }
+                AdmissionProj::Inside { inner } => return inner.poll(cx),
+                AdmissionProj::Refused { response } => {
+                    return Poll::Ready(Ok(response.take().expect("polled once when ready")));
+                }
+            };
+            self.set(next);
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! The bodies of an exchange. They pass frames on as they come; on the way they tell the [`Lease`]
+//! when they have come to their end, and the request's watches that its client goes on sending.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::exchange::Lease;
+use super::wire::{Alarm, Head};
+use crate::outcome::Outcome;
+
+/// How long the body of a request may keep the application waiting besides what its bytes earn it.
+pub const SLOW_START: Duration = Duration::from_secs(10);
+
+/// Bytes that earn a second of waiting: the slowest link worth a slot (Apache's `MinRate`).
+pub const LEAST_RATE: u64 = 500;
+
+/// What goes wrong with a request on its way to the application.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The client broke off.
+    #[error("the client did not send its request to the end")]
+    Client(#[source] hyper::Error),
+    /// It sends too slowly to be worth a slot.
+    #[error("the client sends its request too slowly")]
+    Slow,
+}
+
+/// A request's body.
+pub struct Upload {
+    incoming: Incoming,
+    lease: Rc<Lease>,
+    /// How to make an alarm; the engine's business.
+    alarm_at: Box<dyn Fn(Instant) -> Alarm>,
+    alarm: Option<Alarm>,
+    received: u64,
+    waited: Duration,
+    waits_since: Option<Instant>,
+    done: bool,
+}
+
+impl Upload {
+    /// The body of a request that has one.
+    pub fn new(
+        incoming: Incoming,
+        lease: Rc<Lease>,
+        alarm_at: Box<dyn Fn(Instant) -> Alarm>,
+    ) -> Self {
+        Self {
+            incoming,
+            lease,
+            alarm_at,
+            alarm: None,
+            received: 0,
+            waited: Duration::ZERO,
+            waits_since: None,
+            done: false,
+        }
+    }
+
+    /// The same body in another exchange; nothing of it has been sent.
+    pub fn rebind(mut self, lease: Rc<Lease>) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// How long the client may keep us waiting in all, for what it has sent so far.
+    fn allowed(&self) -> Duration {
+        SLOW_START + Duration::from_secs(self.received / LEAST_RATE)
+    }
+
+    fn end(&mut self) {
+        if !std::mem::replace(&mut self.done, true) {
+            self.lease.request_sent();
+        }
+    }
+
+    /// Nothing has come: for too long?
+    fn poll_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let now = Instant::now();
+        let since = *self.waits_since.get_or_insert(now);
+        loop {
+            let left = self.allowed().saturating_sub(self.waited + (Instant::now() - since));
+            if left.is_zero() {
+                return Poll::Ready(());
+            }
+            // Kept from one wait to the next: it is only looked at when it rings.
+            let alarm = self.alarm.get_or_insert_with(|| (self.alarm_at)(Instant::now() + left));
+            ready!(alarm.as_mut().poll(cx));
+            self.alarm = None;
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.done {
+            self.lease.request_dropped();
+        }
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = UploadError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        let this = &mut *self;
+        let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
+            ready!(this.poll_slow(cx));
+            this.lease.will_be(Outcome::ClientStalled);
+            return Poll::Ready(Some(Err(UploadError::Slow)));
+        };
+        if let Some(since) = this.waits_since.take() {
+            this.waited += since.elapsed();
+        }
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => {
+                this.received += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if this.incoming.is_end_stream() {
+                    this.end();
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(error)) => Some(Err(UploadError::Client(error))),
+            None => {
+                this.end();
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+/// What is sent to the application.
+pub enum RequestBody {
+    /// Nothing but the head.
+    Empty,
+    /// What the client sends.
+    Upload(Upload),
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = UploadError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Upload(upload) => Pin::new(upload).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Upload(upload) => upload.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Upload(upload) => upload.size_hint(),
+        }
+    }
+}
+
+/// The application's answer, on its way to the client.
+pub struct Answer {
+    /// `None` once it was left to others.
+    incoming: Option<Incoming>,
+    lease: Rc<Lease>,
+    done: bool,
+}
+
+impl Answer {
+    /// An answer whose head has been read.
+    pub fn new(incoming: Incoming, lease: Rc<Lease>) -> Self {
+        let ended = incoming.is_end_stream();
+        let mut answer = Self { incoming: Some(incoming), lease, done: false };
+        if ended {
+            answer.end();
+        }
+        answer
+    }
+
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        match &frame {
+            Some(Ok(_)) if !incoming.is_end_stream() => {}
+            Some(Ok(_)) | None => self.end(),
+            Some(Err(_)) => {
+                self.lease.will_be(Outcome::AppReset);
+                self.end_broken();
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    /// The application broke it off.
+    fn end_broken(&mut self) {
+        self.done = true;
+        self.lease.broken();
+    }
+
+    fn end(&mut self) {
+        if !std::mem::replace(&mut self.done, true) {
+            self.lease.answer_read();
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.done
+            && let Some(incoming) = self.incoming.take()
+        {
+            self.lease.left(incoming);
+        }
+    }
+}
+
+/// What is sent to the client.
+pub struct ResponseBody {
+    content: Content,
+    /// Dropped with the body: the connection is between two requests then.
+    pub busy: Option<Busy>,
+}
+
+enum Content {
+    /// Nothing but the head.
+    Empty,
+    /// A few words of our own.
+    Words(Bytes),
+    /// The application's.
+    Answer(Answer),
+}
+
+/// A request is being served on a connection that serves one at a time.
+pub struct Busy(Rc<Cell<Head>>);
+
+impl Busy {
+    /// From now until it is dropped.
+    pub fn new(head: Rc<Cell<Head>>) -> Self {
+        head.set(Head::Busy);
+        Self(head)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.set(Head::Idle(Instant::now()));
+    }
+}
+
+impl ResponseBody {
+    /// Nothing but the head.
+    pub const EMPTY: Self = Self { content: Content::Empty, busy: None };
+
+    /// A few words of our own.
+    pub const fn words(words: Bytes) -> Self {
+        Self { content: Content::Words(words), busy: None }
+    }
+
+    /// The application's.
+    pub const fn answer(answer: Answer) -> Self {
+        Self { content: Content::Answer(answer), busy: None }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.content {
+            Content::Empty => Poll::Ready(None),
+            Content::Words(words) => {
+                let words = std::mem::take(words);
+                self.content = Content::Empty;
+                Poll::Ready((!words.is_empty()).then(|| Ok(Frame::data(words))))
+            }
+            Content::Answer(answer) => answer.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Empty => true,
+            Content::Words(words) => words.is_empty(),
+            Content::Answer(answer) => answer.incoming.as_ref().is_none_or(Body::is_end_stream),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Empty => SizeHint::with_exact(0),
+            Content::Words(words) => SizeHint::with_exact(words.len() as u64),
+            Content::Answer(answer) => {
+                answer.incoming.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! One request that was admitted, and the application's answer to it: who holds the slot, and when
+//! it is given back.
+//!
+//! ```text
+//!   Slot ── the right to be at the application; dropping it counts the outcome, then frees the place
+//!   Lease ─ holds the Slot while both bodies are on their way; shared by request, answer and connection
+//! ```
+//!
+//! Always true: a slot is counted exactly once; it is free only when the answer has been read to its
+//! end and the request sent to its end, or the application's connection has ended.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Instant;
+
+use hyper::body::Incoming;
+
+use crate::conn::Port;
+use crate::conn::release;
+use crate::limit::Permit;
+use crate::outcome::Outcome;
+
+/// The right of one request to be at the application.
+pub struct Slot {
+    port: Arc<Port>,
+    client: Option<SocketAddr>,
+    /// When the request came.
+    arrived: Instant,
+    /// When it was let in.
+    admitted: Instant,
+    /// How it ends if it is dropped now.
+    outcome: Cell<Outcome>,
+    /// Given back after the rest has been dropped: last.
+    _permit: Permit,
+}
+
+impl Slot {
+    /// A request that has just been let in. Dropped as it is, its client has left.
+    pub fn new(
+        port: Arc<Port>,
+        client: Option<SocketAddr>,
+        arrived: Instant,
+        admitted: Instant,
+        permit: Permit,
+    ) -> Self {
+        port.metrics.admit();
+        let outcome = Cell::new(Outcome::ClientReset);
+        Self { port, client, arrived, admitted, outcome, _permit: permit }
+    }
+
+    /// How it ends, unless something else becomes known.
+    pub fn will_be(&self, outcome: Outcome) {
+        self.outcome.set(outcome);
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let outcome = self.outcome.get();
+        if outcome == Outcome::Served {
+            self.port.pace.observe(now.saturating_duration_since(self.admitted));
+        }
+        let lasted = now.saturating_duration_since(self.arrived);
+        release::count_request(&self.port, self.client, outcome, lasted);
+    }
+}
+
+/// Where connections to the application wait for their next request.
+pub trait Home {
+    /// The exchange on connection `key` has ended well: it can carry another.
+    fn idle(&self, key: usize);
+    /// The client has left while this answer, a stream's, was on its way.
+    fn left(&self, answer: Incoming, lease: Rc<Lease>);
+}
+
+/// What the two bodies of an exchange, and the connection that carries them, share.
+pub struct Lease {
+    slot: RefCell<Option<Slot>>,
+    request_sent: Cell<bool>,
+    answer_read: Cell<bool>,
+    /// The application has switched protocols: the connection outlives the exchange.
+    switched: Cell<bool>,
+    home: Weak<dyn Home>,
+    /// The connection, if it carries one exchange at a time.
+    key: Option<usize>,
+}
+
+impl Lease {
+    /// For a connection that carries one exchange after the other.
+    pub fn of_connection(home: Weak<dyn Home>, key: usize) -> Self {
+        Self { key: Some(key), ..Self::of_stream(home) }
+    }
+
+    /// For one stream of a connection that carries many.
+    pub fn of_stream(home: Weak<dyn Home>) -> Self {
+        Self {
+            slot: RefCell::default(),
+            request_sent: Cell::new(false),
+            answer_read: Cell::new(false),
+            switched: Cell::new(false),
+            home,
+            key: None,
+        }
+    }
+
+    /// A new exchange. `bodiless`: the request is its head.
+    pub fn begin(&self, slot: Slot, bodiless: bool) {
+        self.request_sent.set(bodiless);
+        self.answer_read.set(false);
+        *self.slot.borrow_mut() = Some(slot);
+    }
+
+    /// hyper wants no more of the request: the application has reset the stream, or has answered
+    /// without waiting for the rest. What becomes of a connection is its own task's business.
+    pub fn request_dropped(&self) {
+        if self.key.is_none() && self.answer_read.get() {
+            self.request_sent();
+        }
+    }
+
+    /// The client has left while the answer was on its way. Dropping the answer ends a connection,
+    /// and its task sees to the slot; a stream is read on.
+    pub fn left(self: &Rc<Self>, answer: Incoming) {
+        if let (None, Some(home)) = (self.key, self.home.upgrade()) {
+            home.left(answer, self.clone());
+        }
+    }
+
+    /// The application has reset a stream: that is its end.
+    pub fn broken(&self) {
+        if self.key.is_none() {
+            drop(self.take());
+        }
+    }
+
+    /// The request's last byte has been handed over.
+    pub fn request_sent(&self) {
+        self.request_sent.set(true);
+        self.settle();
+    }
+
+    /// The answer's last byte has been read.
+    pub fn answer_read(&self) {
+        self.answer_read.set(true);
+        self.settle();
+    }
+
+    /// Whether the request has been handed over to its end.
+    pub fn is_request_sent(&self) -> bool {
+        self.request_sent.get()
+    }
+
+    /// The connection carries something else from now on; the slot stays with it.
+    pub fn switch(&self) {
+        self.switched.set(true);
+    }
+
+    /// Whether it does.
+    pub fn has_switched(&self) -> bool {
+        self.switched.get()
+    }
+
+    /// How the exchange ends unless it ends well.
+    pub fn will_be(&self, outcome: Outcome) {
+        if let Some(slot) = &*self.slot.borrow() {
+            slot.will_be(outcome);
+        }
+    }
+
+    /// Take the slot of an exchange that did not end by itself.
+    pub fn take(&self) -> Option<Slot> {
+        self.slot.borrow_mut().take()
+    }
+
+    /// The same, if `condition` holds.
+    pub fn take_if(&self, condition: bool) -> Option<Slot> {
+        if condition { self.take() } else { None }
+    }
+
+    fn settle(&self) {
+        if !self.request_sent.get() || !self.answer_read.get() || self.switched.get() {
+            return;
+        }
+        let Some(slot) = self.take() else { return };
+        slot.will_be(Outcome::Served);
+        // The connection first: whoever gets the slot finds it there.
+        if let (Some(key), Some(home)) = (self.key, self.home.upgrade()) {
+            home.idle(key);
+        }
+        drop(slot);
+    }
+}

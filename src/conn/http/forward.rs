@@ -1,0 +1,178 @@
+//! Forward: send an admitted request to the application and hand its answer back. The innermost
+//! service: whatever comes here has a slot.
+
+use std::rc::Rc;
+
+use http::{Request, Response, StatusCode};
+use hyper::body::{Body, Incoming};
+
+use super::admit::Admitted;
+use super::body::{Answer, RequestBody, ResponseBody, Upload, UploadError};
+use super::exchange::{Lease, Slot};
+use super::refuse::{Cause, Manner, refuse};
+use super::tunnel::Tunnel;
+use super::upstream::Unanswered;
+use super::wire::alarm;
+use super::{AppHttp2, Client, headers};
+use crate::io::Engine;
+use crate::outcome::{Outcome, Reason};
+
+/// Serve one admitted request.
+pub async fn forward<E: Engine>(
+    client: Rc<Client<E>>,
+    admitted: Admitted,
+) -> Response<ResponseBody> {
+    let Admitted { request, slot } = admitted;
+    let manner = Manner::of(&request);
+    let asks_to_switch = headers::wanted_upgrade(&request).is_some();
+    let answered = if !asks_to_switch && takes_http2(&client).await {
+        by_stream(&client, request, slot).await
+    } else {
+        by_connection(&client, request, slot).await
+    };
+    let (mut response, lease, key) = match answered {
+        Ok(answered) => answered,
+        Err(cause) => return say(&client, &manner, cause),
+    };
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        headers::for_client(&mut response);
+        return response.map(|body| ResponseBody::answer(Answer::new(body, lease)));
+    }
+    match key {
+        Some(key) if asks_to_switch => {
+            let app = client.upstream.switched(key);
+            *client.tunnel.borrow_mut() = Some(Tunnel { app, lease });
+            headers::for_client(&mut response);
+            response.map(|_| ResponseBody::EMPTY)
+        }
+        _ => {
+            lease.will_be(Outcome::AppReset);
+            say(&client, &manner, Cause::AppTalksNonsense)
+        }
+    }
+}
+
+fn say<E: Engine>(client: &Client<E>, manner: &Manner, cause: Cause) -> Response<ResponseBody> {
+    refuse(client.port(), client.config.http.refuse_status, manner, cause)
+}
+
+/// Whether the application is to be spoken to in HTTP/2.
+async fn takes_http2<E: Engine>(client: &Client<E>) -> bool {
+    match client.config.http.app_http2 {
+        AppHttp2::Always => true,
+        AppHttp2::Never => false,
+        AppHttp2::Auto => client.http2 && client.upstream.speaks_http2(&client.config).await,
+    }
+}
+
+/// An answer, what is shared about it, and the connection if it is one of its own.
+type Answered = Result<(Response<Incoming>, Rc<Lease>, Option<usize>), Cause>;
+
+/// Send the request by a connection of its own, by another if that had ended before it was sent.
+async fn by_connection<E: Engine>(
+    client: &Client<E>,
+    mut request: Request<Incoming>,
+    mut slot: Slot,
+) -> Answered {
+    let upstream = &client.upstream;
+    headers::as_http1(&mut request);
+    let mut request = Err(request);
+    loop {
+        let key = match upstream.connection(&client.config).await {
+            Ok(key) => key,
+            Err(reason) => {
+                slot.will_be(Outcome::Refused(reason));
+                return Err(Cause::Reason(reason));
+            }
+        };
+        let lease = upstream.lease(key);
+        let ready = match request {
+            Err(fresh) => bind(client, fresh, &lease),
+            Ok(again) => rebind(again, &lease),
+        };
+        lease.begin(slot, ready.body().is_end_stream());
+        match upstream.send(key, ready).await {
+            Ok(response) => return Ok((response, lease, Some(key))),
+            Err(Unanswered::Unsent(unsent)) => {
+                let Some(kept) = lease.take() else {
+                    return Err(Cause::Reason(Reason::UpstreamRefused));
+                };
+                slot = kept;
+                request = Ok(*unsent);
+            }
+            Err(other) => return Err(fail(&lease, &other)),
+        }
+    }
+}
+
+/// Send the request as a stream of a connection it shares with others.
+async fn by_stream<E: Engine>(
+    client: &Client<E>,
+    mut request: Request<Incoming>,
+    slot: Slot,
+) -> Answered {
+    /// Connections that may turn out to have ended before one is believed.
+    const TRIES: usize = 3;
+    let upstream = &client.upstream;
+    headers::as_http2(&mut request);
+    let lease = upstream.stream_lease();
+    let mut ready = bind(client, request, &lease);
+    lease.begin(slot, ready.body().is_end_stream());
+    for _ in 0..TRIES {
+        match upstream.stream(&client.config, ready, lease.clone()).await {
+            Ok(response) => return Ok((response, lease, None)),
+            Err(Unanswered::Unsent(unsent)) => ready = *unsent,
+            Err(other) => return Err(fail(&lease, &other)),
+        }
+    }
+    Err(fail(&lease, &Unanswered::Unreached(Reason::UpstreamRefused)))
+}
+
+/// Whose fault it was that no answer came. A stream's slot is given back; a connection's own task
+/// sees to its slot.
+fn fail(lease: &Lease, unanswered: &Unanswered) -> Cause {
+    let (outcome, cause) = match unanswered {
+        Unanswered::Broken(error) => judge(error),
+        Unanswered::Unreached(reason) => (Outcome::Refused(*reason), Cause::Reason(*reason)),
+        Unanswered::Unsent(_) => (Outcome::AppReset, Cause::AppBroke),
+    };
+    lease.will_be(outcome);
+    lease.broken();
+    cause
+}
+
+/// The request as it is sent, its body bound to the exchange.
+fn bind<E: Engine>(
+    client: &Client<E>,
+    request: Request<Incoming>,
+    lease: &Rc<Lease>,
+) -> Request<RequestBody> {
+    let (parts, incoming) = request.into_parts();
+    let body = if incoming.is_end_stream() {
+        RequestBody::Empty
+    } else {
+        let engine = client.upstream.engine.clone();
+        let alarm_at = Box::new(move |at| alarm(&engine, at));
+        RequestBody::Upload(Upload::new(incoming, lease.clone(), alarm_at))
+    };
+    Request::from_parts(parts, body)
+}
+
+/// The same request on another connection.
+fn rebind(request: Request<RequestBody>, lease: &Rc<Lease>) -> Request<RequestBody> {
+    request.map(|body| match body {
+        RequestBody::Empty => RequestBody::Empty,
+        RequestBody::Upload(upload) => RequestBody::Upload(upload.rebind(lease.clone())),
+    })
+}
+
+/// Whose fault it was that no answer came.
+fn judge(error: &hyper::Error) -> (Outcome, Cause) {
+    let upload = std::error::Error::source(error).and_then(|e| e.downcast_ref::<UploadError>());
+    match upload {
+        Some(UploadError::Slow) => (Outcome::ClientStalled, Cause::TooSlow),
+        Some(UploadError::Client(_)) => (Outcome::ClientReset, Cause::Incomplete),
+        None if error.is_parse() => (Outcome::AppReset, Cause::AppTalksNonsense),
+        None => (Outcome::AppReset, Cause::AppBroke),
+    }
+}

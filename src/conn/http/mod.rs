@@ -1,0 +1,344 @@
+//! The story of a connection that speaks HTTP: the unit of admission is the request.
+//!
+//! ```text
+//!   client ══ hyper server ──→ stack: name, screen, admit, rewrite ──→ forward ══ hyper client ══ application
+//!     │ one connection           one request, one permit                 upstream: pooled, never more than limit
+//!     └ drive: timeouts, drain, cut; what is left when hyper is done
+//! ```
+//!
+//! Always true: nothing of a request but its head, and what came in the same read, is taken from the
+//! client before it has a slot; the slot is held to the last byte of both bodies; a connection is
+//! closed so that what was written last is read.
+
+mod admit;
+mod body;
+mod deadline;
+mod exchange;
+mod forward;
+mod headers;
+mod refuse;
+mod screen;
+mod stack;
+mod streams;
+mod tunnel;
+mod upstream;
+mod wire;
+
+use std::cell::RefCell;
+use std::net::{Shutdown, SocketAddr};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{HeaderName, HeaderValue};
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
+
+use super::registry::Stage;
+use super::{Conn, Port};
+use crate::io::{Engine, sock};
+use stack::{Front, stack};
+use tunnel::{Entrance, Tunnel};
+pub use upstream::Upstream;
+use wire::{Head, Line, Watch};
+
+/// How a port treats HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How long the head of a request may take to come, from its first byte; and the first byte of a
+    /// new connection.
+    pub header_timeout: Duration,
+    /// What a request is told that found no room: 503 or 429.
+    pub refuse_status: StatusCode,
+    /// The header in which clients say how long they wait, besides `grpc-timeout`.
+    pub deadline_header: Option<HeaderName>,
+    /// Whether the application is spoken to in HTTP/2.
+    pub app_http2: AppHttp2,
+    /// How the application is told who the client is.
+    pub forwarded: Forwarded,
+    /// Whether it is told that there is a gateway.
+    pub via: bool,
+}
+
+/// Whether the application is spoken to in HTTP/2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppHttp2 {
+    /// When the client speaks it and the application does too.
+    Auto,
+    /// For every request.
+    Always,
+    /// For none.
+    Never,
+}
+
+/// How the application is told who the client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarded {
+    /// `X-Forwarded-For`, `-Proto` and `-Host`.
+    XForwarded,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+    /// Both.
+    Both,
+    /// Not at all.
+    Nothing,
+}
+
+/// Which HTTP a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0 or 1.1.
+    One,
+    /// HTTP/2 with prior knowledge.
+    Two,
+}
+
+/// Headers of one message: more are an attack, or a mistake.
+const MAX_HEADERS: usize = 100;
+
+/// The head of one request, and what is read of a body at once.
+const MAX_HEAD: usize = 32 * 1024;
+
+/// What is read of an answer at once.
+const APP_BUFFER: usize = 64 * 1024;
+
+/// Streams of one HTTP/2 connection at once.
+const MAX_STREAMS: u32 = 100;
+
+/// What one stream, and one connection, may send before somebody reads it.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
+
+/// What is read and thrown away of a client that sends on after its last answer, so that it can read
+/// that answer: were the socket closed at once, a RST would overtake it.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// One client's connection, as every request on it sees it.
+pub struct Client<E: Engine> {
+    upstream: Rc<Upstream<E>>,
+    config: Arc<super::Config>,
+    address: Option<SocketAddr>,
+    http2: bool,
+    line: Rc<Line<E>>,
+    /// What the application is told of the client, ready to be put into a request.
+    forwarded_for: Option<HeaderValue>,
+    forwarded: Option<HeaderValue>,
+    /// Set once the application has switched protocols.
+    tunnel: RefCell<Option<Tunnel<E>>>,
+}
+
+impl<E: Engine> Client<E> {
+    fn new(
+        upstream: Rc<Upstream<E>>,
+        conn: &Conn<E, ()>,
+        line: Rc<Line<E>>,
+        version: Version,
+    ) -> Self {
+        let address = conn.entry.client();
+        let ip = address.map(|address| address.ip().to_canonical());
+        let node = ip.map(|ip| if ip.is_ipv4() { ip.to_string() } else { format!("\"[{ip}]\"") });
+        let value = |text: String| HeaderValue::try_from(text).ok();
+        Self {
+            config: conn.config.clone(),
+            address,
+            http2: version == Version::Two,
+            line,
+            forwarded_for: ip.and_then(|ip| value(ip.to_string())),
+            forwarded: node.and_then(|node| value(format!("for={node}"))),
+            tunnel: RefCell::default(),
+            upstream,
+        }
+    }
+
+    fn port(&self) -> &Port {
+        &self.upstream.port
+    }
+}
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// hyper is done with it.
+    Done,
+    /// A request's head did not come in time.
+    SlowHead,
+    /// The client did not take its answer.
+    Stalled,
+    /// Still open at the end of the drain.
+    Cut,
+    /// Nothing moved for `idle-timeout`.
+    Idle,
+}
+
+/// Serve all requests of one connection.
+pub(super) async fn serve<E: Engine>(upstream: Rc<Upstream<E>>, conn: Conn<E>, version: Version) {
+    let (engine, port) = (upstream.engine.clone(), upstream.port.clone());
+    let (stream, conn) = conn.part();
+    conn.entry.enter(Stage::Serving);
+    let line = Line::new(&engine, stream, Head::Since(conn.entry.since()));
+    let client = Rc::new(Client::new(upstream, &conn, line.clone(), version));
+    let over = match version {
+        Version::One => serve_one(&engine, &client).await,
+        Version::Two => Over::End(serve_two(&engine, &client).await),
+    };
+    drop(client);
+    conn.entry.traffic().add(&port.metrics.bytes, line.carried());
+    match over {
+        Over::End(end) => close(&engine, line, end).await,
+        Over::Switched(tunnel, read) => {
+            tunnel::carry(&engine, &port, Entrance { line, read, conn }, tunnel).await;
+        }
+    }
+}
+
+/// What becomes of a connection when hyper is done with it.
+enum Over<E: Engine> {
+    End(End),
+    Switched(Tunnel<E>, Bytes),
+}
+
+/// HTTP/1.
+async fn serve_one<E: Engine>(engine: &E, client: &Rc<Client<E>>) -> Over<E> {
+    let front = Front::new(client.clone(), stack(client.clone()));
+    let io = TokioIo::new(client.line.wire());
+    let mut connection = http1::Builder::new()
+        // The timers are ours: hyper's would run, and be allocated, for every idle connection.
+        .header_read_timeout(None)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD)
+        .auto_date_header(false)
+        .serve_connection(io, front);
+    let end = drive(engine, client, Pin::new(&mut connection), |c| c.graceful_shutdown()).await;
+    let tunnel = client.tunnel.borrow_mut().take();
+    match tunnel {
+        Some(tunnel) if end == End::Done => {
+            Over::Switched(tunnel, connection.into_parts().read_buf)
+        }
+        _ => Over::End(end),
+    }
+}
+
+/// HTTP/2.
+async fn serve_two<E: Engine>(engine: &E, client: &Rc<Client<E>>) -> End {
+    client.line.head.set(Head::Busy);
+    let front = Front::new(client.clone(), stack(client.clone()));
+    let io = TokioIo::new(client.line.wire());
+    let connection = http2::Builder::new(Tasks(engine.clone()))
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(MAX_HEAD as u32)
+        // Streams that were reset, by either side, and are not cleared away yet: floods of them end
+        // the connection (CVE-2023-44487, CVE-2025-8671).
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(128)
+        .auto_date_header(false)
+        .serve_connection(io, front);
+    drive(engine, client, pin!(connection), |c| c.graceful_shutdown()).await
+}
+
+/// Let hyper work until it is done, or there is a reason to stop it.
+async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
+    engine: &E,
+    client: &Client<E>,
+    mut connection: Pin<&mut C>,
+    graceful: impl Fn(Pin<&mut C>),
+) -> End {
+    let (line, config) = (&*client.line, &*client.config);
+    let shared = &client.port().shared;
+    let mut closing = pin!(shared.closing.cancelled());
+    let mut cut = pin!(shared.cut.cancelled());
+    let mut told = false;
+    let (mut head, mut stall) = (Watch::new(engine), Watch::new(engine));
+    std::future::poll_fn(|cx| {
+        if connection.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(End::Done);
+        }
+        if !told && closing.as_mut().poll(cx).is_ready() && !has_more(client) {
+            told = true;
+            graceful(connection.as_mut());
+            if connection.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(End::Done);
+            }
+        }
+        if cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(End::Cut);
+        }
+        if let Poll::Ready(end) = poll_head(line, config, &mut head, cx) {
+            return Poll::Ready(end);
+        }
+        stall.poll_stalled(line, config.write_stall_timeout, cx).map(|()| End::Stalled)
+    })
+    .await
+}
+
+/// Whether the next request's head is late, or the connection has been idle for too long.
+fn poll_head<E: Engine>(
+    line: &Line<E>,
+    config: &super::Config,
+    watch: &mut Watch<E>,
+    cx: &mut Context<'_>,
+) -> Poll<End> {
+    match (line.head(), config.idle_timeout) {
+        (Head::Busy, _) | (Head::Idle(_), None) => Poll::Pending,
+        (Head::Since(since), _) => {
+            watch.poll_past(since + config.http.header_timeout, cx).map(|()| End::SlowHead)
+        }
+        (Head::Idle(since), Some(timeout)) => {
+            watch.poll_past(since + timeout, cx).map(|()| End::Idle)
+        }
+    }
+}
+
+/// Whether the client has said something on an idle connection that has not been read yet: that is
+/// answered before the connection closes.
+fn has_more<E: Engine>(client: &Client<E>) -> bool {
+    let mut byte = [0];
+    matches!(client.line.head(), Head::Idle(_))
+        && sock::peek(&client.line.socket(), &mut byte).is_ok_and(|length| length > 0)
+}
+
+/// End a client's connection so that what was written last is read.
+async fn close<E: Engine>(engine: &E, line: Rc<Line<E>>, end: End) {
+    if end == End::SlowHead && line.carried()[0] > 0 {
+        const LATE: &[u8] =
+            b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        // If there is no room for so little, the client does not read anyway.
+        let _ = line.socket().send(LATE);
+    }
+    let ended = line.has_ended();
+    if Rc::strong_count(&line) > 1 {
+        // Streams of HTTP/2 that have not noticed yet; the socket closes with the last of them.
+        let _ = line.socket().shutdown(Shutdown::Both);
+        return;
+    }
+    let Some((stream, _)) = line.reclaim().await else { return };
+    let socket = engine.socket(&stream);
+    match end {
+        End::Stalled => sock::reset(socket),
+        End::Done | End::SlowHead | End::Idle | End::Cut if !ended => {
+            let _ = socket.shutdown(Shutdown::Write);
+            let deadline = Instant::now() + LINGER;
+            tokio::select! {
+                () = engine.discard(&stream) => {}
+                () = engine.sleep_until(deadline) => {}
+            }
+        }
+        _ => {}
+    }
+}
+
+/// hyper's tasks run where the connection does.
+#[derive(Clone)]
+struct Tasks<E>(E);
+
+impl<E: Engine, F: Future<Output = ()> + 'static> Executor<F> for Tasks<E> {
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}

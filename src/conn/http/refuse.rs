@@ -1,0 +1,355 @@
+//! What a client is told when its request is not served: why, whose fault it was, and when to come
+//! again. Codes and headers after RFC 9110 (`Retry-After`), RFC 9209 (`Proxy-Status`) and gRPC's
+//! status codes and A6 (`grpc-retry-pushback-ms`).
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Request, Response, StatusCode, Version};
+
+use super::body::ResponseBody;
+use crate::conn::Port;
+use crate::outcome::Reason;
+
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// Nobody is sent away for longer: an estimate is not worth more.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// How a client wants to be spoken to.
+#[derive(Clone, Debug)]
+pub struct Manner {
+    grpc: bool,
+    http1: bool,
+    accept: Option<HeaderValue>,
+}
+
+/// Why a request was not served, beyond the gate's own reasons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The gate's, or the way to the application.
+    Reason(Reason),
+    /// The application broke off before it had answered.
+    AppBroke,
+    /// It answered something that is not HTTP.
+    AppTalksNonsense,
+    /// The client sent too slowly.
+    TooSlow,
+    /// The client's request did not come to its end.
+    Incomplete,
+    /// A request that no proxy of this kind serves.
+    NotServed(StatusCode, &'static str),
+}
+
+/// What is said about one cause.
+struct Words {
+    status: StatusCode,
+    grpc: u8,
+    error: &'static str,
+    details: &'static str,
+    text: &'static str,
+    retry: bool,
+}
+
+impl Manner {
+    /// As the request says.
+    pub fn of<B>(request: &Request<B>) -> Self {
+        let headers = request.headers();
+        let grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+        Self {
+            grpc: headers.get(CONTENT_TYPE).is_some_and(grpc),
+            http1: request.version() < Version::HTTP_2,
+            accept: headers.get(ACCEPT).cloned(),
+        }
+    }
+}
+
+impl Cause {
+    fn words(self, limited: StatusCode) -> Words {
+        use StatusCode as S;
+        const UNAVAILABLE: u8 = 14;
+        const RESOURCE_EXHAUSTED: u8 = 8;
+        const DEADLINE_EXCEEDED: u8 = 4;
+        let said = |status, grpc, error, details, text, retry| Words {
+            status,
+            grpc,
+            error,
+            details,
+            text,
+            retry,
+        };
+        let reason = match self {
+            Self::Reason(reason) => reason,
+            Self::AppBroke => {
+                return said(
+                    S::BAD_GATEWAY,
+                    UNAVAILABLE,
+                    "connection_terminated",
+                    "",
+                    "The application closed the connection before it had answered.",
+                    false,
+                );
+            }
+            Self::AppTalksNonsense => {
+                return said(
+                    S::BAD_GATEWAY,
+                    UNAVAILABLE,
+                    "http_protocol_error",
+                    "",
+                    "The application's answer is not HTTP.",
+                    false,
+                );
+            }
+            Self::TooSlow => {
+                return said(
+                    S::REQUEST_TIMEOUT,
+                    DEADLINE_EXCEEDED,
+                    "http_request_error",
+                    "",
+                    "The request came too slowly.",
+                    false,
+                );
+            }
+            Self::Incomplete => {
+                return said(
+                    S::BAD_REQUEST,
+                    UNAVAILABLE,
+                    "http_request_error",
+                    "",
+                    "The request did not come to its end.",
+                    false,
+                );
+            }
+            Self::NotServed(status, text) => {
+                return said(status, 12, "http_request_error", "", text, false);
+            }
+        };
+        let details = reason.label();
+        match reason {
+            Reason::LimitReached | Reason::QueueFull | Reason::MaxConnections => said(
+                limited,
+                UNAVAILABLE,
+                "connection_limit_reached",
+                details,
+                "The application is busy. Try again in a moment.",
+                true,
+            ),
+            Reason::QueueTimeout => said(
+                limited,
+                UNAVAILABLE,
+                "connection_limit_reached",
+                details,
+                "The application was busy for longer than this request could wait.",
+                true,
+            ),
+            Reason::PerClientLimit => said(
+                S::TOO_MANY_REQUESTS,
+                RESOURCE_EXHAUSTED,
+                "http_request_error",
+                details,
+                "This client has as many requests under way as one client may have.",
+                true,
+            ),
+            Reason::DeadlineUnmeetable => said(
+                S::SERVICE_UNAVAILABLE,
+                DEADLINE_EXCEEDED,
+                "connection_limit_reached",
+                details,
+                "The request could not be served before its deadline.",
+                false,
+            ),
+            Reason::Draining => said(
+                S::SERVICE_UNAVAILABLE,
+                UNAVAILABLE,
+                "destination_unavailable",
+                details,
+                "This instance is going away. Another one will serve the request.",
+                true,
+            ),
+            Reason::UpstreamTimeout => said(
+                S::GATEWAY_TIMEOUT,
+                UNAVAILABLE,
+                "connection_timeout",
+                details,
+                "The application did not accept the connection in time.",
+                false,
+            ),
+            Reason::Loop => said(
+                S::BAD_GATEWAY,
+                UNAVAILABLE,
+                "proxy_loop_detected",
+                details,
+                "The application's address leads back to the gateway.",
+                false,
+            ),
+            Reason::UpstreamRefused | Reason::ClientGone | Reason::Abandoned => said(
+                S::BAD_GATEWAY,
+                UNAVAILABLE,
+                "connection_refused",
+                details,
+                "The application does not accept connections.",
+                false,
+            ),
+        }
+    }
+}
+
+/// The response for a request that is not served.
+pub fn refuse(
+    port: &Port,
+    limited: StatusCode,
+    manner: &Manner,
+    cause: Cause,
+) -> Response<ResponseBody> {
+    let words = cause.words(limited);
+    let draining = cause == Cause::Reason(Reason::Draining);
+    let retry = words.retry.then(|| if draining { Duration::ZERO } else { come_again(port) });
+    let mut response =
+        if manner.grpc { say_grpc(&words, retry) } else { say_http(&words, manner, retry) };
+    let headers = response.headers_mut();
+    headers.insert(PROXY_STATUS, proxy_status(&words));
+    if manner.http1 && (draining || port.shared.closing.is_cancelled()) {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Trailers only: the status is in the head, and there is no body.
+fn say_grpc(words: &Words, retry: Option<Duration>) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::EMPTY);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(words.grpc)));
+    headers.insert(GRPC_MESSAGE, HeaderValue::from_static(words.text));
+    if let Some(retry) = retry {
+        let millis = u32::try_from(retry.as_millis()).unwrap_or(u32::MAX);
+        headers.insert(GRPC_PUSHBACK, HeaderValue::from(millis));
+    }
+    response
+}
+
+fn say_http(words: &Words, manner: &Manner, retry: Option<Duration>) -> Response<ResponseBody> {
+    let (kind, body) = body(words, manner.accept.as_ref());
+    let mut response = Response::new(ResponseBody::words(body));
+    *response.status_mut() = words.status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    if let Some(retry) = retry {
+        // Whole seconds, rounded up.
+        let seconds = retry.as_secs() + u64::from(retry.subsec_nanos() > 0);
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// A few words in the form the client likes best of those it names.
+fn body(words: &Words, accept: Option<&HeaderValue>) -> (&'static str, Bytes) {
+    let accept = accept.and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let (status, text) = (words.status, words.text);
+    let reason = if words.details.is_empty() { words.error } else { words.details };
+    match preferred(accept) {
+        Form::Json => (
+            "application/json",
+            format!(
+                "{{\"status\":{},\"reason\":\"{reason}\",\"message\":\"{text}\"}}\n",
+                status.as_u16()
+            )
+            .into(),
+        ),
+        Form::Html => (
+            "text/html; charset=utf-8",
+            format!("<!doctype html>\n<title>{status}</title>\n<h1>{status}</h1>\n<p>{text}</p>\n")
+                .into(),
+        ),
+        Form::Plain => ("text/plain; charset=utf-8", format!("{text}\n").into()),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Plain,
+    Html,
+    Json,
+}
+
+/// What an `Accept` header asks for: the highest quality wins, then what is named first.
+fn preferred(accept: &str) -> Form {
+    let mut best = (0.0, Form::Plain);
+    for range in accept.split(',') {
+        let mut parts = range.split(';').map(str::trim);
+        let form = match parts.next().unwrap_or_default() {
+            "application/json" | "application/problem+json" => Form::Json,
+            "text/html" | "application/xhtml+xml" => Form::Html,
+            "text/plain" => Form::Plain,
+            _ => continue,
+        };
+        let quality = parts.find_map(|part| part.strip_prefix("q="));
+        let quality = quality.map_or(1.0, |q| q.parse::<f32>().unwrap_or(0.0));
+        if quality > best.0 {
+            best = (quality, form);
+        }
+    }
+    best.1
+}
+
+fn proxy_status(words: &Words) -> HeaderValue {
+    let (error, details) = (words.error, words.details);
+    let text = if details.is_empty() {
+        format!("tidegate; error={error}")
+    } else {
+        format!("tidegate; error={error}; details=\"{details}\"")
+    };
+    HeaderValue::try_from(text).expect("the words are ASCII")
+}
+
+/// When there may be room: as long as the queue takes at the pace of late, and up to half as long
+/// again, so that those who were refused together do not come back together.
+fn come_again(port: &Port) -> Duration {
+    /// What is said before anything is known of the pace, and at least.
+    const LEAST: Duration = Duration::from_millis(500);
+    let turns = f64::from(port.gate.queued() + 1) / f64::from(port.gate.limit().max(1));
+    let mean = port.pace.mean().unwrap_or(LEAST);
+    let expected = mean.mul_f64(turns.max(1.0)).clamp(LEAST, LONGEST);
+    expected.mul_f64(1.0 + jitter() / 2.0).min(LONGEST)
+}
+
+/// From 0 to 1, well spread: steps of the golden ratio (Weyl's sequence). Nothing depends on it
+/// being hard to guess.
+fn jitter() -> f64 {
+    static STEP: AtomicU32 = AtomicU32::new(0);
+    const GOLDEN: u32 = 0x9E37_79B9;
+    f64::from(STEP.fetch_add(GOLDEN, Ordering::Relaxed)) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_is_the_one_asked_for() {
+        for (accept, form) in [
+            ("", Form::Plain),
+            ("*/*", Form::Plain),
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Form::Html),
+            ("application/json", Form::Json),
+            ("text/html;q=0.5, application/json", Form::Json),
+            ("application/json;q=0", Form::Plain),
+            ("text/plain;q=0.1, text/html;q=nonsense", Form::Plain),
+        ] {
+            assert_eq!(preferred(accept), form, "{accept}");
+        }
+    }
+
+    #[test]
+    fn jitter_is_spread() {
+        let all: Vec<f64> = (0..100).map(|_| jitter()).collect();
+        assert!(all.iter().all(|x| (0.0..=1.0).contains(x)));
+        assert!(all.iter().filter(|x| **x < 0.5).count() > 30);
+        assert!(all.iter().filter(|x| **x > 0.5).count() > 30);
+    }
+}

@@ -1,0 +1,135 @@
+//! Screen: requests that no proxy of this kind serves are answered before they cost anybody a slot.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use http::header::{CONNECTION, HOST, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+use tower::Service;
+
+use super::Client;
+use super::body::ResponseBody;
+use super::refuse::{Cause, Manner, refuse};
+use crate::io::Engine;
+
+/// The layer.
+pub struct Screen<E: Engine> {
+    client: Rc<Client<E>>,
+}
+
+/// The service it makes.
+pub struct Screened<E: Engine, S> {
+    client: Rc<Client<E>>,
+    inner: S,
+}
+
+pin_project! {
+    /// What becomes of one request.
+    #[project = ScreeningProj]
+    pub enum Screening<F> {
+        Passed { #[pin] inner: F },
+        Answered { response: Option<Response<ResponseBody>> },
+    }
+}
+
+impl<E: Engine> Screen<E> {
+    /// Requests of this client.
+    pub fn new(client: Rc<Client<E>>) -> Self {
+        Self { client }
+    }
+}
+
+impl<E: Engine, S> tower::Layer<S> for Screen<E> {
+    type Service = Screened<E, S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Screened { client: self.client.clone(), inner }
+    }
+}
+
+impl<E: Engine, S> Service<Request<Incoming>> for Screened<E, S>
+where
+    S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = Screening<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let Some((status, text)) = objection(&request) else {
+            return Screening::Passed { inner: self.inner.call(request) };
+        };
+        let client = &self.client;
+        let cause = Cause::NotServed(status, text);
+        let limited = client.config.http.refuse_status;
+        let mut response = refuse(client.port(), limited, &Manner::of(&request), cause);
+        if !client.http2 {
+            // Who sent this may mean something else by what follows.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Screening::Answered { response: Some(response) }
+    }
+}
+
+impl<F> Future for Screening<F>
+where
+    F: Future<Output = Result<Response<ResponseBody>, Infallible>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            ScreeningProj::Passed { inner } => inner.poll(cx),
+            ScreeningProj::Answered { response } => {
+                Poll::Ready(Ok(response.take().expect("polled once when ready")))
+            }
+        }
+    }
+}
+
+/// Why a request is not served, if it is not.
+fn objection<B>(request: &Request<B>) -> Option<(StatusCode, &'static str)> {
+    if request.method() == Method::CONNECT {
+        return Some((StatusCode::METHOD_NOT_ALLOWED, "This is not a proxy for other hosts."));
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => Some((StatusCode::BAD_REQUEST, "A request has one Host header.")),
+        (None, _)
+            if request.version() == Version::HTTP_11 && request.uri().authority().is_none() =>
+        {
+            Some((StatusCode::BAD_REQUEST, "A request of HTTP/1.1 has a Host header."))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_served() {
+        let status = |method: &str, uri: &str, version, hosts: usize| {
+            let mut request = Request::builder().method(method).uri(uri).version(version);
+            for _ in 0..hosts {
+                request = request.header(HOST, "a");
+            }
+            objection(&request.body(()).unwrap()).map(|(status, _)| status.as_u16())
+        };
+        assert_eq!(status("GET", "/", Version::HTTP_11, 1), None);
+        assert_eq!(status("GET", "/", Version::HTTP_10, 0), None);
+        assert_eq!(status("GET", "http://a/", Version::HTTP_2, 0), None);
+        assert_eq!(status("GET", "/", Version::HTTP_11, 0), Some(400));
+        assert_eq!(status("GET", "/", Version::HTTP_11, 2), Some(400));
+        assert_eq!(status("CONNECT", "a:1", Version::HTTP_11, 1), Some(405));
+    }
+}

@@ -1,0 +1,257 @@
+//! HTTP/2 to the application: one connection carries many exchanges, so the slot is a stream's.
+//!
+//! An application that speaks HTTP/2 without TLS cannot be asked for it; it is tried once per port:
+//! a preface and empty settings, which only HTTP/2 answers with settings.
+//!
+//! Always true: a stream whose client has left is read to its end for `abandon-timeout` at most,
+//! its slot held, if the request had been sent to its end. A request that was broken off can only be
+//! reset (an early end would look like a whole one); after that nothing can be heard of it, and its
+//! slot is held for [`SETTLE`] more, so that resets do not start work faster than that.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+
+use super::body::RequestBody;
+use super::exchange::{Home, Lease, Slot};
+use super::upstream::{Unanswered, Upstream};
+use super::wire::{Head, Line, Watch};
+use super::{CONNECTION_WINDOW, MAX_HEAD, MAX_STREAMS, STREAM_WINDOW, Tasks};
+use crate::conn::{Config, connect};
+use crate::io::Engine;
+use crate::outcome::{Outcome, Reason};
+
+/// How long a slot is held after its stream was reset.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// A preface and empty settings (RFC 9113, section 3.4).
+const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// The type of a frame of settings, and where in a frame's head it is (RFC 9113, section 4.1).
+const SETTINGS: (usize, u8) = (3, 4);
+
+/// One worker's HTTP/2 connections to the application of one port.
+#[derive(Default)]
+pub struct Streams {
+    links: RefCell<Vec<Rc<Link>>>,
+    /// Whether the application speaks HTTP/2, once it was tried.
+    spoken: Cell<Option<bool>>,
+}
+
+/// One connection.
+struct Link {
+    sender: SendRequest<RequestBody>,
+    streams: Cell<usize>,
+    /// As many as the application takes at once, and no more than we would.
+    most: Cell<usize>,
+}
+
+/// An exchange that has no answer yet; dropped before, its client has left.
+struct Unfinished<E: Engine> {
+    answer: Option<Pin<Box<dyn Future<Output = Answered>>>>,
+    lease: Rc<Lease>,
+    upstream: Rc<Upstream<E>>,
+}
+
+type Answered = Result<Response<Incoming>, Unanswered>;
+
+impl Streams {
+    /// Have all connections end when their streams have.
+    pub fn close(&self) {
+        self.links.take();
+    }
+
+    fn idle_link(&self) -> Option<Rc<Link>> {
+        let mut links = self.links.borrow_mut();
+        links.retain(|link| !link.sender.is_closed());
+        let room = |link: &&Rc<Link>| link.streams.get() < link.most.get();
+        links.iter().find(room).cloned()
+    }
+}
+
+impl<E: Engine> Upstream<E> {
+    /// Whether the application speaks HTTP/2.
+    pub async fn speaks_http2(&self, config: &Config) -> bool {
+        if let Some(spoken) = self.streams.spoken.get() {
+            return spoken;
+        }
+        match self.try_http2(config).await {
+            Ok(spoken) => {
+                self.streams.spoken.set(Some(spoken));
+                spoken
+            }
+            // Ask again next time.
+            Err(_) => false,
+        }
+    }
+
+    async fn try_http2(&self, config: &Config) -> io::Result<bool> {
+        let stream = connect::connect(&self.engine, &self.port, config, None).await;
+        let stream = stream.map_err(|_| io::ErrorKind::ConnectionRefused)?;
+        let line = Line::new(&self.engine, stream, Head::Busy);
+        let asked = async {
+            line.write_all(HELLO).await?;
+            let mut head = [0; 9];
+            let mut read = 0;
+            while read <= SETTINGS.0 {
+                match line.read(&mut head[read..]).await? {
+                    0 => return Ok(false),
+                    n => read += n,
+                }
+            }
+            Ok(head[SETTINGS.0] == SETTINGS.1)
+        };
+        tokio::select! {
+            spoken = asked => spoken,
+            () = self.engine.sleep_until(Instant::now() + config.connect_timeout) => Ok(false),
+        }
+    }
+
+    /// Send a request as one stream of a connection.
+    pub async fn stream(
+        self: &Rc<Self>,
+        config: &Config,
+        request: Request<RequestBody>,
+        lease: Rc<Lease>,
+    ) -> Answered {
+        let link = match self.streams.idle_link() {
+            Some(link) => link,
+            None => match self.open_link(config).await {
+                Ok(link) => link,
+                Err(reason) => return Err(Unanswered::Unreached(reason)),
+            },
+        };
+        let mut sender = link.sender.clone();
+        link.streams.set(link.streams.get() + 1);
+        let answer = sender.try_send_request(request);
+        let answer = async move {
+            let answered = answer.await;
+            link.streams.set(link.streams.get() - 1);
+            answered.map_err(|mut failed| match failed.take_message() {
+                Some(request) => Unanswered::Unsent(Box::new(request)),
+                None => Unanswered::Broken(failed.into_error()),
+            })
+        };
+        Unfinished { answer: Some(Box::pin(answer)), lease, upstream: self.clone() }.await
+    }
+
+    async fn open_link(self: &Rc<Self>, config: &Config) -> Result<Rc<Link>, Reason> {
+        let stream = connect::connect(&self.engine, &self.port, config, None).await;
+        let stream = stream.map_err(|outcome| match outcome {
+            Outcome::Refused(reason) => reason,
+            _ => Reason::Draining,
+        })?;
+        let line = Line::new(&self.engine, stream, Head::Busy);
+        let shaken = http2::Builder::new(Tasks(self.engine.clone()))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEAD as u32)
+            .handshake(TokioIo::new(line.wire()))
+            .await;
+        let Ok((sender, mut connection)) = shaken else { return Err(Reason::UpstreamRefused) };
+        let most = Cell::new(MAX_STREAMS as usize);
+        let link = Rc::new(Link { sender, streams: Cell::new(0), most });
+        let told = Rc::downgrade(&link);
+        self.streams.links.borrow_mut().push(link.clone());
+        let (upstream, patience) = (self.clone(), config.write_stall_timeout);
+        self.engine.spawn(self.tasks.track_future(async move {
+            let mut watch = Watch::new(&upstream.engine);
+            let mut cut = pin!(upstream.port.shared.cut.cancelled());
+            std::future::poll_fn(|cx| {
+                let over = Pin::new(&mut connection).poll(cx).is_ready()
+                    || cut.as_mut().poll(cx).is_ready()
+                    || watch.poll_stalled(&line, patience, cx).is_ready();
+                if let Some(link) = told.upgrade() {
+                    let most = connection.current_max_send_streams();
+                    link.most.set(most.clamp(1, MAX_STREAMS as usize));
+                }
+                if over { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        }));
+        Ok(link)
+    }
+
+    /// A lease for one stream.
+    pub fn stream_lease(self: &Rc<Self>) -> Rc<Lease> {
+        let home: Weak<dyn Home> = Rc::downgrade(&(self.clone() as Rc<dyn Home>));
+        Rc::new(Lease::of_stream(home))
+    }
+
+    /// Read what is left of an exchange whose client has gone.
+    async fn wind_up_stream(
+        self: Rc<Self>,
+        lease: Rc<Lease>,
+        answer: impl Future<Output = Option<Incoming>>,
+    ) {
+        let Some(slot) = lease.take() else { return };
+        let config = self.port.config();
+        if !lease.is_request_sent() {
+            // Dropped, it is reset.
+            drop(answer);
+            return self.settle(slot).await;
+        }
+        let rest = async {
+            if let Some(mut body) = answer.await {
+                while let Some(Ok(_)) =
+                    std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await
+                {
+                }
+            }
+        };
+        tokio::select! {
+            () = rest => {}
+            () = self.engine.sleep_until(Instant::now() + config.abandon_timeout) => {
+                slot.will_be(Outcome::Abandoned);
+            }
+            () = self.port.shared.cut.cancelled() => slot.will_be(Outcome::Cut),
+        }
+        drop(slot);
+    }
+
+    async fn settle(&self, slot: Slot) {
+        tokio::select! {
+            () = self.engine.sleep_until(Instant::now() + SETTLE) => {}
+            () = self.port.shared.cut.cancelled() => {}
+        }
+        drop(slot);
+    }
+
+    /// The client of an answer that is on its way has gone.
+    pub fn leave_stream(self: Rc<Self>, body: Incoming, lease: Rc<Lease>) {
+        let (engine, tasks) = (self.engine.clone(), self.tasks.clone());
+        let rest = self.wind_up_stream(lease, std::future::ready(Some(body)));
+        engine.spawn(tasks.track_future(rest));
+    }
+}
+
+impl<E: Engine> Future for Unfinished<E> {
+    type Output = Answered;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
+        let answer = self.answer.as_mut().expect("polled until it is ready");
+        let answered = answer.as_mut().poll(cx);
+        if answered.is_ready() {
+            self.answer = None;
+        }
+        answered
+    }
+}
+
+impl<E: Engine> Drop for Unfinished<E> {
+    fn drop(&mut self) {
+        let Some(answer) = self.answer.take() else { return };
+        let upstream = self.upstream.clone();
+        let rest = async move { answer.await.ok().map(Response::into_body) };
+        let task = upstream.clone().wind_up_stream(self.lease.clone(), rest);
+        upstream.engine.spawn(upstream.tasks.track_future(task));
+    }
+}

@@ -1,0 +1,75 @@
+//! After the application has switched protocols (WebSocket and others), bytes pass as on a TCP port,
+//! by the engine's relay. The slot stays held until the application has ended.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::exchange::Lease;
+use super::upstream::Switched;
+use super::wire::{Head, Line};
+use crate::conn::registry::Stage;
+use crate::conn::{Conn, Port, relay, release};
+use crate::io::Engine;
+use crate::outcome::Outcome;
+
+/// The application has answered 101; its connection comes when hyper is done with it.
+pub struct Tunnel<E: Engine> {
+    pub app: oneshot::Receiver<Switched<E>>,
+    pub lease: Rc<Lease>,
+}
+
+/// The client's end of a tunnel.
+pub struct Entrance<E: Engine> {
+    pub line: Rc<Line<E>>,
+    /// What the client had sent after its request.
+    pub read: Bytes,
+    /// The connection, without its stream.
+    pub conn: Conn<E, ()>,
+}
+
+/// Carry what comes after the 101.
+pub async fn carry<E: Engine>(engine: &E, port: &Port, entrance: Entrance<E>, tunnel: Tunnel<E>) {
+    let Entrance { line: client, read: asked, conn } = entrance;
+    let Ok(Switched { line: app, read: said, seat }) = tunnel.app.await else { return };
+    let Some(slot) = tunnel.lease.take() else { return };
+    let (Some((client, more_asked)), Some((app, more_said))) =
+        (client.reclaim().await, app.reclaim().await)
+    else {
+        slot.will_be(Outcome::Failed);
+        return;
+    };
+    conn.entry.enter(Stage::Relaying);
+    // What either had said before the relay begins comes first.
+    let patience = conn.config.write_stall_timeout;
+    let app = hand_over(engine, app, &[&asked, &more_asked], patience).await;
+    let client = hand_over(engine, client, &[&said, &more_said], patience).await;
+    let (Some(app), Some(client)) = (app, client) else { return };
+    let conn = conn.with(client, app);
+    let outcome = relay::relay(engine, port, &conn).await;
+    slot.will_be(outcome);
+    release::part(engine, conn, outcome);
+    drop(seat);
+    drop(slot);
+}
+
+/// Write these first, within `patience`.
+async fn hand_over<E: Engine>(
+    engine: &E,
+    stream: E::Stream,
+    pieces: &[&[u8]],
+    patience: Duration,
+) -> Option<E::Stream> {
+    let bytes = pieces.concat();
+    if bytes.is_empty() {
+        return Some(stream);
+    }
+    let line = Line::new(engine, stream, Head::Busy);
+    tokio::select! {
+        written = line.write_all(&bytes) => written.ok()?,
+        () = engine.sleep_until(Instant::now() + patience) => return None,
+    }
+    line.reclaim().await.map(|(stream, _)| stream)
+}

@@ -1,0 +1,384 @@
+//! Connections to the application: made when a request needs one, kept for the next, never more than
+//! the limit in all.
+//!
+//! ```text
+//!   connection() ── an idle one, or a seat and a dial ──→ exchange ──→ idle ──→ closed after a while
+//!                                                           └ ended otherwise: half-close, wait for
+//!                                                             the application's end, then free the slot
+//! ```
+//!
+//! Always true: open connections of all workers together never outnumber the limit; one carries the
+//! next request only after a complete exchange; a slot whose exchange broke is held until the
+//! application has ended, for `abandon-timeout` at most.
+
+use std::cell::RefCell;
+use std::net::Shutdown;
+use std::pin::{Pin, pin};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use slab::Slab;
+use tokio::sync::{Notify, oneshot};
+use tokio_util::task::TaskTracker;
+
+use super::body::RequestBody;
+use super::exchange::{Home, Lease, Slot};
+use super::streams::Streams;
+use super::wire::{Head, Line, Watch, Wire};
+use crate::conn::port::AppSeat;
+use crate::conn::{Config, Port, connect};
+use crate::io::{Engine, sock};
+use crate::outcome::{Outcome, Reason};
+
+/// How long a connection is kept for the next request: shorter than the applications people run
+/// keep theirs, so that we close first (Node 5 s, gunicorn 2 s when threaded, nginx 75 s).
+const KEEP_IDLE: Duration = Duration::from_millis(1500);
+
+/// One worker's connections to the application of one port.
+pub struct Upstream<E: Engine> {
+    pub engine: E,
+    pub port: Arc<Port>,
+    pub(super) tasks: TaskTracker,
+    pub(super) streams: Streams,
+    links: RefCell<Slab<Link<E>>>,
+    /// The one used last at the end: the others grow old and are closed.
+    idle: RefCell<Vec<(usize, Instant)>>,
+    /// Rung when the first connection becomes idle.
+    kept: Notify,
+    myself: Weak<Self>,
+}
+
+/// One connection.
+struct Link<E: Engine> {
+    /// `None`: it is to end.
+    sender: Option<http1::SendRequest<RequestBody>>,
+    lease: Rc<Lease>,
+    line: Rc<Line<E>>,
+    /// What had been written before the request that is under way.
+    written_before: u64,
+    /// Who takes it over once hyper is done with it.
+    taker: Option<oneshot::Sender<Switched<E>>>,
+}
+
+type Connection<E> = http1::Connection<TokioIo<Wire<E>>, RequestBody>;
+
+/// A connection that carries no HTTP any more, and what had been read of it.
+pub struct Switched<E: Engine> {
+    pub line: Rc<Line<E>>,
+    pub read: Bytes,
+    pub seat: AppSeat,
+}
+
+/// Why a request got no answer.
+pub enum Unanswered {
+    /// It was not sent: the connection had ended before.
+    Unsent(Box<Request<RequestBody>>),
+    /// The application could not be reached.
+    Unreached(Reason),
+    /// The exchange broke.
+    Broken(hyper::Error),
+}
+
+impl<E: Engine> Upstream<E> {
+    /// No connection yet. `tasks`: what the worker has to wait for before it ends.
+    pub fn new(engine: E, port: Arc<Port>, tasks: TaskTracker) -> Rc<Self> {
+        let upstream = Rc::new_cyclic(|myself| Self {
+            engine: engine.clone(),
+            port,
+            tasks: tasks.clone(),
+            streams: Streams::default(),
+            links: RefCell::default(),
+            idle: RefCell::default(),
+            kept: Notify::new(),
+            myself: myself.clone(),
+        });
+        engine.spawn(tasks.track_future(keep_house(upstream.clone())));
+        upstream
+    }
+
+    /// A connection that is ready for a request.
+    pub async fn connection(&self, config: &Config) -> Result<usize, Reason> {
+        loop {
+            while let Some((key, _)) = self.pop_idle() {
+                if self.is_ready(key).await {
+                    return Ok(key);
+                }
+            }
+            if let Some(seat) = AppSeat::take(&self.port) {
+                return self.dial(config, seat).await;
+            }
+            // With a slot but without room: the room is another worker's idle connection, or one
+            // that is being closed.
+            let room = pin!(self.port.app_room.notified());
+            self.port.app_spare.notify_waiters();
+            if self.port.has_app_room() {
+                continue;
+            }
+            let patience = pin!(self.engine.sleep_until(Instant::now() + config.connect_timeout));
+            tokio::select! {
+                () = room => {}
+                () = patience => return Err(Reason::UpstreamTimeout),
+            }
+        }
+    }
+
+    /// Send a request on connection `key`, which [`connection`](Self::connection) has just named.
+    pub async fn send(
+        &self,
+        key: usize,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, Unanswered> {
+        let answer = {
+            let mut links = self.links.borrow_mut();
+            let Some(link) = links.get_mut(key) else {
+                return Err(Unanswered::Unsent(Box::new(request)));
+            };
+            let Some(sender) = &mut link.sender else {
+                return Err(Unanswered::Unsent(Box::new(request)));
+            };
+            link.written_before = link.line.carried()[1];
+            sender.try_send_request(request)
+        };
+        answer.await.map_err(|mut failed| match failed.take_message() {
+            Some(request) => Unanswered::Unsent(Box::new(request)),
+            None => Unanswered::Broken(failed.into_error()),
+        })
+    }
+
+    /// What the exchange on connection `key` shares.
+    pub fn lease(&self, key: usize) -> Rc<Lease> {
+        self.links.borrow()[key].lease.clone()
+    }
+
+    /// The application has switched protocols on connection `key`: who gets it when hyper is done.
+    pub fn switched(&self, key: usize) -> oneshot::Receiver<Switched<E>> {
+        let (tell, told) = oneshot::channel();
+        if let Some(link) = self.links.borrow_mut().get_mut(key) {
+            link.lease.switch();
+            link.taker = Some(tell);
+        }
+        told
+    }
+
+    fn pop_idle(&self) -> Option<(usize, Instant)> {
+        self.idle.borrow_mut().pop()
+    }
+
+    /// Whether connection `key` can take a request, once it has noticed that its last one is over.
+    async fn is_ready(&self, key: usize) -> bool {
+        std::future::poll_fn(|cx| {
+            let mut links = self.links.borrow_mut();
+            let Some(sender) = links.get_mut(key).and_then(|link| link.sender.as_mut()) else {
+                return Poll::Ready(false);
+            };
+            sender.poll_ready(cx).map(|ready| ready.is_ok())
+        })
+        .await
+    }
+
+    async fn dial(&self, config: &Config, seat: AppSeat) -> Result<usize, Reason> {
+        let stream = connect::connect(&self.engine, &self.port, config, None).await;
+        let stream = stream.map_err(|outcome| match outcome {
+            Outcome::Refused(reason) => reason,
+            _ => Reason::Draining,
+        })?;
+        let line = Line::new(&self.engine, stream, Head::Busy);
+        let shaken = http1::Builder::new()
+            .max_headers(super::MAX_HEADERS)
+            .max_buf_size(super::APP_BUFFER)
+            .handshake(TokioIo::new(line.wire()))
+            .await;
+        let Ok((sender, connection)) = shaken else { return Err(Reason::UpstreamRefused) };
+        let mut links = self.links.borrow_mut();
+        let entry = links.vacant_entry();
+        let key = entry.key();
+        let home: Weak<dyn Home> = self.myself.clone();
+        let lease = Rc::new(Lease::of_connection(home, key));
+        entry.insert(Link {
+            sender: Some(sender),
+            lease: lease.clone(),
+            line: line.clone(),
+            written_before: 0,
+            taker: None,
+        });
+        drop(links);
+        if let Some(upstream) = self.myself.upgrade() {
+            let task = upstream.carry(key, connection, line, lease, seat, config.clone());
+            self.engine.spawn(self.tasks.track_future(task));
+        }
+        Ok(key)
+    }
+
+    /// The life of one connection.
+    async fn carry(
+        self: Rc<Self>,
+        key: usize,
+        mut connection: Connection<E>,
+        line: Rc<Line<E>>,
+        lease: Rc<Lease>,
+        seat: AppSeat,
+        config: Config,
+    ) {
+        let halt = self.drive(&mut connection, &line, config.write_stall_timeout).await;
+        let read = match halt {
+            None => connection.into_parts().read_buf,
+            Some(_) => {
+                drop(connection);
+                Bytes::new()
+            }
+        };
+        let Link { written_before, taker, .. } = self.remove(key);
+        if let Some(taker) = taker
+            && halt.is_none()
+        {
+            let _ = taker.send(Switched { line, read, seat });
+            return;
+        }
+        // A request that was never sent keeps its slot, and goes by another connection.
+        let sent = line.carried()[1] != written_before;
+        if let Some(slot) = lease.take_if(sent) {
+            self.wind_up(line, slot, halt, config.abandon_timeout).await;
+        }
+        drop(seat);
+    }
+
+    /// Let hyper work until it is done, or there is a reason to stop it.
+    async fn drive(
+        &self,
+        connection: &mut Connection<E>,
+        line: &Line<E>,
+        patience: Duration,
+    ) -> Option<Outcome> {
+        let mut watch = Watch::new(&self.engine);
+        let mut cut = pin!(self.port.shared.cut.cancelled());
+        std::future::poll_fn(|cx| {
+            if Pin::new(&mut *connection).poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            if cut.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Some(Outcome::Cut));
+            }
+            watch.poll_stalled(line, patience, cx).map(|()| Some(Outcome::AppStalled))
+        })
+        .await
+    }
+
+    /// An exchange broke, or its client left: tell the application so, and wait until it has ended.
+    async fn wind_up(
+        &self,
+        line: Rc<Line<E>>,
+        slot: Slot,
+        halt: Option<Outcome>,
+        abandon: Duration,
+    ) {
+        let ended = line.has_ended();
+        let Some((stream, _)) = line.reclaim().await else { return };
+        if let Some(outcome) = halt {
+            slot.will_be(outcome);
+            sock::reset(self.engine.socket(&stream));
+        } else if !ended {
+            let _ = self.engine.socket(&stream).shutdown(Shutdown::Write);
+            let deadline = Instant::now() + abandon;
+            tokio::select! {
+                biased;
+                () = self.engine.discard(&stream) => {}
+                () = self.engine.sleep_until(deadline) => {
+                    slot.will_be(Outcome::Abandoned);
+                    sock::reset(self.engine.socket(&stream));
+                }
+                () = self.port.shared.cut.cancelled() => {
+                    slot.will_be(Outcome::Cut);
+                    sock::reset(self.engine.socket(&stream));
+                }
+            }
+        }
+        drop(stream);
+        drop(slot);
+    }
+
+    fn remove(&self, key: usize) -> Link<E> {
+        self.idle.borrow_mut().retain(|(idle, _)| *idle != key);
+        self.links.borrow_mut().remove(key)
+    }
+
+    /// Have connection `key` end.
+    fn close(&self, key: usize) {
+        if let Some(link) = self.links.borrow_mut().get_mut(key) {
+            link.sender = None;
+        }
+    }
+}
+
+impl<E: Engine> Home for Upstream<E> {
+    fn left(&self, body: Incoming, lease: Rc<Lease>) {
+        if let Some(upstream) = self.myself.upgrade() {
+            upstream.leave_stream(body, lease);
+        }
+    }
+
+    fn idle(&self, key: usize) {
+        let links = self.links.borrow();
+        let open = links.get(key).and_then(|link| link.sender.as_ref());
+        let keep = open.is_some_and(|sender| !sender.is_closed());
+        drop(links);
+        if !keep
+            || self.port.shared.closing.is_cancelled()
+            || self.port.has_too_many_app_connections()
+        {
+            return self.close(key);
+        }
+        let mut idle = self.idle.borrow_mut();
+        if idle.is_empty() {
+            self.kept.notify_one();
+        }
+        idle.push((key, Instant::now()));
+    }
+}
+
+/// Close what has been idle for long, what others have no room for, and at last everything.
+async fn keep_house<E: Engine>(upstream: Rc<Upstream<E>>) {
+    let closing = upstream.port.shared.closing.clone();
+    loop {
+        let oldest = upstream.idle.borrow().first().map(|(_, since)| *since + KEEP_IDLE);
+        let spare = pin!(upstream.port.app_spare.notified());
+        let asked = async {
+            match oldest {
+                Some(at) => tokio::select! {
+                    () = spare => true,
+                    () = upstream.engine.sleep_until(at) => false,
+                },
+                None => {
+                    upstream.kept.notified().await;
+                    false
+                }
+            }
+        };
+        let asked = tokio::select! {
+            asked = asked => asked,
+            () = closing.cancelled() => break,
+        };
+        let now = Instant::now();
+        let mut old: Vec<usize> = Vec::new();
+        upstream.idle.borrow_mut().retain(|(key, since)| {
+            let expired = asked && old.is_empty() || now >= *since + KEEP_IDLE;
+            if expired {
+                old.push(*key);
+            }
+            !expired
+        });
+        for key in old {
+            upstream.close(key);
+        }
+    }
+    for (key, _) in upstream.idle.take() {
+        upstream.close(key);
+    }
+    upstream.streams.close();
+}

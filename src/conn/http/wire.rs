@@ -1,0 +1,257 @@
+//! A connection as hyper sees it, and what the one who watches it has to know: whether a request's
+//! head is on its way, whether the peer takes what is written, whether it has ended.
+
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::io::{Engine, sock};
+
+/// One connection, shared by hyper and by who watches it.
+pub struct Line<E: Engine> {
+    engine: E,
+    io: E::Io,
+    /// Bytes are expected that have to come in time: since when the first of them is here.
+    pub head: Rc<Cell<Head>>,
+    /// Since when the peer does not take what is written.
+    blocked: Cell<Option<Instant>>,
+    /// The peer has ended, or broken, the connection.
+    ended: Cell<bool>,
+    read: Cell<u64>,
+    written: Cell<u64>,
+}
+
+/// Where the next request's head is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// Not expected: a request is being served.
+    Busy,
+    /// The connection has been between two requests since then.
+    Idle(Instant),
+    /// Its first bytes came then.
+    Since(Instant),
+}
+
+/// What hyper is given.
+pub struct Wire<E: Engine>(Rc<Line<E>>);
+
+impl<E: Engine> Line<E> {
+    /// Read and write `stream` a piece at a time.
+    pub fn new(engine: &E, stream: E::Stream, head: Head) -> Rc<Self> {
+        Rc::new(Self {
+            io: engine.open(stream),
+            engine: engine.clone(),
+            head: Rc::new(Cell::new(head)),
+            blocked: Cell::new(None),
+            ended: Cell::new(false),
+            read: Cell::new(0),
+            written: Cell::new(0),
+        })
+    }
+
+    /// The end that hyper reads from and writes to.
+    pub fn wire(self: &Rc<Self>) -> Wire<E> {
+        Wire(self.clone())
+    }
+
+    /// Where the next request's head is.
+    pub fn head(&self) -> Head {
+        self.head.get()
+    }
+
+    /// Since when the peer does not take what is written.
+    pub fn blocked(&self) -> Option<Instant> {
+        self.blocked.get()
+    }
+
+    /// Give the peer as long again: it has acknowledged some of it.
+    pub fn blocked_anew(&self) {
+        self.blocked.set(Some(Instant::now()));
+    }
+
+    /// Whether the peer has ended, or broken, the connection.
+    pub fn has_ended(&self) -> bool {
+        self.ended.get()
+    }
+
+    /// Bytes read and written.
+    pub fn carried(&self) -> [u64; 2] {
+        [self.read.get(), self.written.get()]
+    }
+
+    /// The connection itself.
+    pub fn stream(&self) -> &E::Stream {
+        self.engine.stream(&self.io)
+    }
+
+    /// The socket itself.
+    pub fn socket(&self) -> SockRef<'_> {
+        self.engine.socket(self.stream())
+    }
+
+    /// Write all of `bytes`; for what hyper does not say.
+    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let write =
+                |cx: &mut Context<'_>| self.engine.poll_write(&self.io, cx, &[IoSlice::new(bytes)]);
+            match std::future::poll_fn(write).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                n => bytes = &bytes[n..],
+            }
+        }
+        Ok(())
+    }
+
+    /// Read some; for what hyper does not hear. 0 is the end.
+    pub async fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut buf = ReadBuf::new(bytes);
+        std::future::poll_fn(|cx| self.engine.poll_read(&self.io, cx, &mut buf)).await?;
+        Ok(buf.filled().len())
+    }
+
+    /// The connection itself again, and what was read of it and not asked for. Once hyper is gone
+    /// nobody else has it.
+    pub async fn reclaim(self: Rc<Self>) -> Option<(E::Stream, Vec<u8>)> {
+        let line = Rc::into_inner(self)?;
+        Some(line.engine.reclaim(line.io).await)
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self.engine.poll_write(&self.io, cx, bytes) {
+            Poll::Ready(Ok(n)) => {
+                self.blocked.set(None);
+                self.written.set(self.written.get() + n as u64);
+                Poll::Ready(Ok(n))
+            }
+            Poll::Ready(Err(error)) => {
+                self.ended.set(true);
+                Poll::Ready(Err(error))
+            }
+            Poll::Pending => {
+                if self.blocked.get().is_none() {
+                    self.blocked.set(Some(Instant::now()));
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// A timer of the engine, in a box: few connections need one.
+pub type Alarm = Pin<Box<dyn Future<Output = ()>>>;
+
+/// A timer that rings at `at`.
+pub fn alarm<E: Engine>(engine: &E, at: Instant) -> Alarm {
+    let engine = engine.clone();
+    Box::pin(async move { engine.sleep_until(at).await })
+}
+
+/// Notices a peer that does not take what is written to it, and other deadlines of its line.
+pub struct Watch<E: Engine> {
+    engine: E,
+    alarm: Option<(Instant, Alarm)>,
+    /// What the peer's kernel had not acknowledged when it was last asked.
+    unacknowledged: Option<Option<i32>>,
+}
+
+impl<E: Engine> Watch<E> {
+    pub fn new(engine: &E) -> Self {
+        Self { engine: engine.clone(), alarm: None, unacknowledged: None }
+    }
+
+    /// Ready when the peer has taken nothing for `patience`. It is asked twice: between the two
+    /// it has to have acknowledged something.
+    pub fn poll_stalled(
+        &mut self,
+        line: &Line<E>,
+        patience: Duration,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        loop {
+            let Some(since) = line.blocked() else {
+                self.unacknowledged = None;
+                return Poll::Pending;
+            };
+            ready!(self.poll_past(since + patience / 2, cx));
+            let now = sock::unacknowledged(line.socket());
+            let before = self.unacknowledged.replace(now);
+            if before.is_some_and(|before| now >= before) {
+                return Poll::Ready(());
+            }
+            line.blocked_anew();
+        }
+    }
+
+    /// Ready when `deadline` has passed; until then the task is woken in time.
+    pub fn poll_past(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            // An alarm that rings earlier is as good: then it is set again.
+            let (_, alarm) = match &mut self.alarm {
+                Some(set) if set.0 <= deadline => set,
+                unset => unset.insert((deadline, alarm(&self.engine, deadline))),
+            };
+            ready!(alarm.as_mut().poll(cx));
+            self.alarm = None;
+        }
+    }
+}
+
+impl<E: Engine> AsyncRead for Wire<E> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let line = &*self.0;
+        let before = buf.filled().len();
+        let read = ready!(line.engine.poll_read(&line.io, cx, buf));
+        let count = buf.filled().len() - before;
+        line.read.set(line.read.get() + count as u64);
+        if count == 0 && buf.remaining() > 0 || read.is_err() {
+            line.ended.set(true);
+        } else if let Head::Idle(_) = line.head.get() {
+            line.head.set(Head::Since(Instant::now()));
+        }
+        Poll::Ready(read)
+    }
+}
+
+impl<E: Engine> AsyncWrite for Wire<E> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll_write(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll_write(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Who watches the line ends it, in the right order.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
