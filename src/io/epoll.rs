@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use socket2::{SockAddr, SockRef, Socket};
+use socket2::{SockRef, Socket};
 use tokio::io::ReadBuf;
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
@@ -25,8 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::buf::{Buf, Pool, Size};
 use super::flow::{Flow, Side};
 use super::listen::{self, Ending, Next};
-use super::sock::{self, Connecting};
-use super::{Accepted, App, Engine, Gauges};
+use super::{Accepted, App, Engine, Gauges, dial};
 
 /// The engine. Cheap to clone; lives on one thread.
 #[derive(Clone)]
@@ -90,40 +89,6 @@ impl Epoll {
     }
 }
 
-impl Epoll {
-    /// See a connect that has begun through.
-    async fn connected(
-        &self,
-        socket: Socket,
-        addr: SockAddr,
-        mut connecting: Connecting,
-        deadline: Instant,
-    ) -> io::Result<Stream> {
-        loop {
-            match connecting {
-                Connecting::Done => return Stream::new(socket),
-                Connecting::BacklogFull => {
-                    sock::check(deadline)?;
-                    self.sleep_until(Instant::now() + sock::BACKLOG_RETRY).await;
-                }
-                Connecting::InProgress => {
-                    let stream = Stream::new(socket)?;
-                    // The connection first: late is better than never, and to be known.
-                    let connected = tokio::select! {
-                        biased;
-                        connected = stream.connected() => connected,
-                        () = self.sleep_until(deadline) => Err(io::ErrorKind::TimedOut.into()),
-                    };
-                    // The application may have accepted it all the same.
-                    connected.inspect_err(|_| sock::reset(stream.fd.get_ref().into()))?;
-                    return Ok(stream);
-                }
-            }
-            connecting = sock::start_connect(&socket, &addr)?;
-        }
-    }
-}
-
 impl Engine for Epoll {
     type Listener = Listener;
     type Stream = Stream;
@@ -157,13 +122,8 @@ impl Engine for Epoll {
         Stream::new(socket)
     }
 
-    async fn dial(&self, app: &App, timeout: Duration) -> io::Result<Stream> {
-        let (socket, addr) = sock::for_app(app)?;
-        match sock::start_connect(&socket, &addr)? {
-            Connecting::Done => Stream::new(socket),
-            // In a box: next door it is done by now, and an open connection keeps no room for it.
-            begun => Box::pin(self.connected(socket, addr, begun, Instant::now() + timeout)).await,
-        }
+    fn dial(&self, app: &App, timeout: Duration) -> impl Future<Output = io::Result<Stream>> {
+        dial::dial(self, app, timeout, async |stream: &Stream| stream.fd.writable().await.map(drop))
     }
 
     async fn peer_left(&self, stream: &Stream) {
@@ -308,14 +268,6 @@ fn register(socket: Socket) -> io::Result<AsyncFd<Socket>> {
 impl Stream {
     fn new(socket: Socket) -> io::Result<Self> {
         Ok(Self { fd: register(socket)?, eager: Cell::new(false) })
-    }
-
-    async fn connected(&self) -> io::Result<()> {
-        let _guard = self.fd.writable().await?;
-        match self.fd.get_ref().take_error()? {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
     }
 }
 
