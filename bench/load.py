@@ -1,25 +1,33 @@
-"""The clients: wrk where it can, `churn` (bench/churn) where connections are refused, held sockets where they are idle.
+"""The clients: wrk or h2load where they can, `churn` (bench/churn) where connections are refused or clients do not wait for
+each other, held sockets where they are idle.
 
-Each run of wrk or churn returns what it carried, or raises Unmeasured when its errors make the count worthless.
+Each run of a load program returns what it carried, or raises Unmeasured when its errors make the count worthless.
 """
 
 import json
 import os
+import re
 import select
 import socket
 import subprocess
+import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from procs import Unmeasured
+from settings import text
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 20  # seconds a load may take beyond its own duration
 TOLERATED = 0.001  # share of errors above which a count means nothing
 ABREAST = 64  # idle connections opened at once: far below every listen backlog
+BOOKKEEPER = ("127.0.40.1", 0)  # who asks from here is not in the application's books (churn/src/app.rs)
+LATE = 0.01  # seconds; a generator whose slowest percent of clients is later than this is no open loop
 REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
+H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and an empty SETTINGS frame
 
 
 @dataclass
@@ -30,29 +38,64 @@ class Carried:
     p99_us: int
 
 
+@dataclass
+class Fared:
+    """How the clients of a storm did, within the measured seconds."""
+
+    seconds: float
+    served: int
+    refused: int
+    retry_after: int  # of the refused
+    gave_up: int
+    broken: int  # cut off, or answered with something else
+    served_p50: int  # µs; None when nobody was
+    served_p99: int
+    refused_p99: int
+    served_ever: int  # also outside the measured seconds
+
+    @property
+    def all(self):
+        return self.served + self.refused + self.gave_up + self.broken
+
+
 class Clients:
     """How to call the load programs, and on which cores."""
 
-    def __init__(self, wrk, churn, cores):
-        self.wrk_binary, self.churn_binary, self.cores = wrk, churn, cores
+    def __init__(self, wrk, h2load, churn, cores):
+        self.wrk_binary, self.h2load_binary, self.churn_binary, self.cores = wrk, h2load, churn, cores
 
-    def wrk(self, address, seconds, connections, path="/", close=False, count="requests"):
+    def wrk(self, address, seconds, connections, path="/", close=False, count="requests", expect="served"):
+        """`expect` is "served" or "refused" (an error status): any other answer is an error."""
         argv = [self.wrk_binary, "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(HERE / "wrk.lua"), "--latency"]
         if close:
             argv += ["-H", "Connection: close"]
-        out = self._run(argv + [f"http://{_text(address)}{path}"], seconds)
+        out = self._run(argv + [f"http://{text(address)}{path}"], seconds)
         lines = [line for line in out.splitlines() if line.startswith("BENCH ")]
         if not lines:
             raise Unmeasured(f"wrk said nothing usable: {out[-200:]!r}")
         said = json.loads(lines[0][len("BENCH "):])
         errors = {kind: said[kind] for kind in ("connect", "read", "write", "status", "timeout") if said[kind]}
+        if expect == "refused":
+            errors["served"] = said["requests"] - errors.pop("status", 0)
         _judge(said["requests"], errors)
         carried = said["bytes"] / 2**20 if count == "mib" else said["requests"]
         return Carried(carried, said["micros"] / 1e6, said["p50"], said["p99"])
 
+    def h2load(self, address, seconds, connections, streams):
+        """HTTP/2 by prior knowledge, `streams` at a time on each connection."""
+        with tempfile.NamedTemporaryFile("r", prefix="tidegate-h2load-") as log:
+            out = self._run([self.h2load_binary, "-t1", f"-c{connections}", f"-m{streams}", f"-D{seconds}", f"--log-file={log.name}",
+                             f"http://{text(address)}/"], seconds)
+            return h2load_said(out, seconds, log)
+
+    def storm(self, address, rate, warm, seconds, patience_ms):
+        """`rate` clients a second, whatever became of the earlier ones, each leaving after `patience_ms`."""
+        words = [str(rate), str(warm), str(seconds), str(patience_ms)]
+        return storm_said(json.loads(self._run([self.churn_binary, "storm", text(address), *words], warm + seconds)))
+
     def churn(self, address, seconds, threads, expect):
         """`expect` is "served" or "refused": any other end is an error."""
-        out = self._run([self.churn_binary, _text(address), str(threads), str(seconds)], seconds)
+        out = self._run([self.churn_binary, text(address), str(threads), str(seconds)], seconds)
         said = json.loads(out)
         counts = {"served": said["served"], "refused": said["closed"] + said["reset"]}
         other = "refused" if expect == "served" else "served"
@@ -71,6 +114,26 @@ class Clients:
         return done.stdout
 
 
+def h2load_said(out, seconds, log):
+    """What h2load's own words and its log (start, status, µs; one line per request) come to."""
+    counts = re.search(r"^requests: .* (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", out, re.MULTILINE)
+    if not counts:
+        raise Unmeasured(f"h2load said nothing usable: {out[-200:]!r}")
+    succeeded, *failures = map(int, counts.groups())
+    _judge(succeeded, {kind: n for kind, n in zip(("failed", "errored", "timeout"), failures) if n})
+    took = sorted(int(line.split("\t")[2]) for line in log)
+    at = lambda percent: took[(len(took) - 1) * percent // 100] if took else None
+    return Carried(succeeded, seconds, at(50), at(99))
+
+
+def storm_said(said):
+    if said["late_p99"] > LATE * 1e6:
+        raise Unmeasured(f"the clients themselves were late: one in a hundred by {said['late_p99'] / 1000:.0f} ms")
+    of = lambda kind, percentile: said[f"{kind}_{percentile}"] if said[kind] else None
+    return Fared(said["micros"] / 1e6, said["served"], said["refused"], said["retry_after"], said["gave_up"],
+                 said["broken"] + said["unconnected"], of("served", "p50"), of("served", "p99"), of("refused", "p99"), said["served_ever"])
+
+
 def _judge(count, errors):
     if count == 0:
         raise Unmeasured(f"nothing carried, errors {errors}")
@@ -85,6 +148,58 @@ def answers(address, timeout=1.0):
             return _exchange(sock)
     except OSError:
         return False
+
+
+def answers_h2(address, timeout=1.0):
+    """It speaks HTTP/2 without being asked to: a SETTINGS frame comes first."""
+    try:
+        with socket.create_connection(address, timeout) as sock:
+            sock.sendall(H2_PREFACE)
+            head = sock.recv(9, socket.MSG_WAITALL)
+            return len(head) == 9 and head[3] == 4
+    except OSError:
+        return False
+
+
+def books(address):
+    """What the application at `address` (churn app) has counted. Asking is not counted."""
+    return json.loads(_page(address, "/books"))
+
+
+def accepted(address):
+    """How many connections the application at `address` (nginx) has had. Asking is one more."""
+    return int(_page(address, "/accepted").split()[7])  # stub_status: after "server accepts handled requests"
+
+
+def _page(address, path):
+    try:
+        connection = HTTPConnection(*address, timeout=5, source_address=BOOKKEEPER)
+        with closing(connection):
+            connection.request("GET", path)
+            return connection.getresponse().read()
+    except (OSError, HTTPException) as error:
+        raise Unmeasured(f"the application did not say {path}: {error}") from None
+
+
+@contextmanager
+def held_request(address, app, deadline_in=5.0):
+    """One request in progress at `app` (churn app) meanwhile: it fills a limit of 1. It must still be there at the end."""
+    deadline = time.monotonic() + deadline_in
+    while True:
+        sock = socket.socket()
+        with suppress(OSError):
+            sock.settimeout(1.0)
+            sock.connect(address)
+            sock.sendall(REQUEST.replace(b"/ ", b"/hold ", 1))
+            if not select.select([sock], [], [], 0.2)[0] and books(app)["held"] == 1:
+                break
+        sock.close()  # refused: the slot of the readiness check is not free yet
+        if time.monotonic() > deadline:
+            raise Unmeasured("the request to be held never reached the application")
+    with sock:
+        yield
+        if select.select([sock], [], [], 0)[0] or books(app)["held"] != 1:
+            raise Unmeasured("the held request was lost")
 
 
 @contextmanager
@@ -166,7 +281,3 @@ class Idle:
 def _exchange(sock):
     sock.sendall(REQUEST)
     return sock.recv(4096).startswith(b"HTTP/1.1 200")
-
-
-def _text(address):
-    return f"{address[0]}:{address[1]}"

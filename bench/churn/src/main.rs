@@ -1,110 +1,39 @@
-//! Connections one after the other on many threads, each with one request, each told apart by how it ended.
+//! The loads wrk and h2load have not, and the application that can be overloaded. One JSON line each on standard output.
 //!
-//! wrk reports a refused connection as a read error and backs off; here a refusal is an answer like any other. Every
-//! connection sends its request at once, as a client that does not know it will be refused would.
-//!
-//! churn ADDR THREADS SECONDS   prints one JSON line; latencies are microseconds from before connect to the end.
+//! churn ADDR THREADS SECONDS                          new connections, served and refused told apart (churn.rs)
+//! churn storm ADDR RATE WARM SECONDS PATIENCE_MS      an open loop of clients that give up (storm.rs)
+//! churn app SLOTS MILLIS ADDR                         works for clients that have left, too (app.rs)
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+mod app;
+mod churn;
+mod storm;
 
-const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n";
-const STUCK: Duration = Duration::from_secs(2); // far above any answer on loopback
+use std::net::SocketAddr;
+use std::process::exit;
+use std::str::FromStr;
+use std::time::Duration;
 
-/// How one connection ended.
-enum End {
-    Served,
-    /// FIN before any byte.
-    Closed,
-    /// RST before any byte.
-    Reset,
-    /// No connection: the kernel ran out of ports, or nobody listens.
-    Unconnected,
-    /// Connected, then neither answered nor refused: an answer cut off, or silence.
-    Broken,
-}
-
-#[derive(Default)]
-struct Tally {
-    served: Vec<u32>,
-    closed: Vec<u32>,
-    reset: Vec<u32>,
-    unconnected: u64,
-    broken: u64,
-}
+use crate::storm::Storm;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [addr, threads, seconds] = words.as_slice() else { usage() };
-    let (Ok(addr), Ok(threads), Ok(seconds)) = (addr.parse(), threads.parse::<u32>(), seconds.parse()) else { usage() };
-
-    let begin = Instant::now();
-    let end = begin + Duration::from_secs_f64(seconds);
-    let clients: Vec<_> = (0..threads).map(|_| std::thread::spawn(move || churn(addr, end))).collect();
-    let mut all = Tally::default();
-    for client in clients {
-        let mut one = client.join().expect("a client thread does not panic");
-        all.served.append(&mut one.served);
-        all.closed.append(&mut one.closed);
-        all.reset.append(&mut one.reset);
-        all.unconnected += one.unconnected;
-        all.broken += one.broken;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["storm", addr, rate, warm, seconds, patience] => storm::run(Storm {
+            addr: parsed::<SocketAddr>(addr),
+            rate: parsed(rate),
+            warm: Duration::from_secs_f64(parsed(warm)),
+            measured: Duration::from_secs_f64(parsed(seconds)),
+            patience: Duration::from_millis(parsed(patience)),
+        }),
+        ["app", slots, millis, addr] => app::run(parsed(slots), Duration::from_millis(parsed(millis)), parsed(addr)),
+        [addr, threads, seconds] => churn::run(parsed(addr), parsed(threads), parsed(seconds)),
+        _ => usage(),
     }
-    let mut refused = [all.closed.as_slice(), all.reset.as_slice()].concat();
-    println!(
-        r#"{{"served":{},"closed":{},"reset":{},"unconnected":{},"broken":{},"micros":{},"served_p50":{},"served_p99":{},"refused_p50":{},"refused_p99":{}}}"#,
-        all.served.len(),
-        all.closed.len(),
-        all.reset.len(),
-        all.unconnected,
-        all.broken,
-        begin.elapsed().as_micros(),
-        percentile(&mut all.served, 50),
-        percentile(&mut all.served, 99),
-        percentile(&mut refused, 50),
-        percentile(&mut refused, 99),
-    );
 }
 
-fn churn(addr: SocketAddr, end: Instant) -> Tally {
-    let mut tally = Tally::default();
-    while Instant::now() < end {
-        let begin = Instant::now();
-        let how = one(addr);
-        let micros = begin.elapsed().as_micros() as u32;
-        match how {
-            End::Served => tally.served.push(micros),
-            End::Closed => tally.closed.push(micros),
-            End::Reset => tally.reset.push(micros),
-            End::Unconnected => tally.unconnected += 1,
-            End::Broken => tally.broken += 1,
-        }
-    }
-    tally
-}
-
-fn one(addr: SocketAddr) -> End {
-    let mut stream = match TcpStream::connect(addr) {
-        Ok(stream) => stream,
-        // A RST can overtake the return of connect: the handshake was complete, and the peer refused.
-        Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted) => return End::Reset,
-        Err(_) => return End::Unconnected,
-    };
-    stream.set_read_timeout(Some(STUCK)).expect("a timeout above zero is always accepted");
-    // A refusal may already have come: what was read decides, not whether the write worked.
-    let _ = stream.write_all(REQUEST);
-    let mut got = 0;
-    let mut buf = [0; 4096];
-    loop {
-        match stream.read(&mut buf) {
-            Ok(0) if got == 0 => return End::Closed,
-            Ok(0) => return End::Served,
-            Ok(n) => got += n,
-            Err(e) if e.kind() == ErrorKind::ConnectionReset && got == 0 => return End::Reset,
-            Err(_) => return End::Broken,
-        }
-    }
+fn parsed<T: FromStr>(word: &str) -> T {
+    word.parse().unwrap_or_else(|_| usage())
 }
 
 fn percentile(values: &mut [u32], percent: usize) -> u32 {
@@ -113,6 +42,6 @@ fn percentile(values: &mut [u32], percent: usize) -> u32 {
 }
 
 fn usage() -> ! {
-    eprintln!("usage: churn ADDR:PORT THREADS SECONDS");
-    std::process::exit(2)
+    eprintln!("usage: churn ADDR THREADS SECONDS | churn storm ADDR RATE WARM SECONDS PATIENCE_MS | churn app SLOTS MILLIS ADDR");
+    exit(2)
 }

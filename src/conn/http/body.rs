@@ -101,7 +101,7 @@ impl Upload {
 impl Drop for Upload {
     fn drop(&mut self) {
         if !self.done {
-            self.lease.request_dropped();
+            self.lease.request_cut();
         }
     }
 }

@@ -13,6 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use hyper::body::Incoming;
@@ -79,13 +80,38 @@ pub trait Home {
 /// What the two bodies of an exchange, and the connection that carries them, share.
 pub struct Lease {
     slot: RefCell<Option<Slot>>,
-    request_sent: Cell<bool>,
+    request: Cell<Way>,
     answer_read: Cell<bool>,
-    /// The application has switched protocols: the connection outlives the exchange.
-    switched: Cell<bool>,
+    state: Cell<State>,
+    /// Whoever waits for the exchange to be over: the connection's task.
+    waiting: RefCell<Option<Waker>>,
     home: Weak<dyn Home>,
     /// The connection, if it carries one exchange at a time.
     key: Option<usize>,
+}
+
+/// How far the request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// More of it is to come.
+    Going,
+    /// All of it was handed over.
+    Whole,
+    /// The rest of it is not wanted, or will not come.
+    Cut,
+}
+
+/// What becomes of an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It goes on.
+    Going,
+    /// It ended well, or its slot was taken back.
+    Over,
+    /// It broke, or its client left: nobody will see it to its end.
+    Left,
+    /// The application has switched protocols: the connection outlives the exchange.
+    Switched,
 }
 
 impl Lease {
@@ -98,9 +124,10 @@ impl Lease {
     pub fn of_stream(home: Weak<dyn Home>) -> Self {
         Self {
             slot: RefCell::default(),
-            request_sent: Cell::new(false),
+            request: Cell::new(Way::Whole),
             answer_read: Cell::new(false),
-            switched: Cell::new(false),
+            state: Cell::new(State::Over),
+            waiting: RefCell::default(),
             home,
             key: None,
         }
@@ -108,38 +135,28 @@ impl Lease {
 
     /// A new exchange. `bodiless`: the request is its head.
     pub fn begin(&self, slot: Slot, bodiless: bool) {
-        self.request_sent.set(bodiless);
+        self.request.set(if bodiless { Way::Whole } else { Way::Going });
         self.answer_read.set(false);
+        self.state.set(State::Going);
         *self.slot.borrow_mut() = Some(slot);
-    }
-
-    /// hyper wants no more of the request: the application has reset the stream, or has answered
-    /// without waiting for the rest. What becomes of a connection is its own task's business.
-    pub fn request_dropped(&self) {
-        if self.key.is_none() && self.answer_read.get() {
-            self.request_sent();
-        }
-    }
-
-    /// The client has left while the answer was on its way. Dropping the answer ends a connection,
-    /// and its task sees to the slot; a stream is read on.
-    pub fn left(self: &Rc<Self>, answer: Incoming) {
-        if let (None, Some(home)) = (self.key, self.home.upgrade()) {
-            home.left(answer, self.clone());
-        }
-    }
-
-    /// The application has reset a stream: that is its end.
-    pub fn broken(&self) {
-        if self.key.is_none() {
-            drop(self.take());
-        }
     }
 
     /// The request's last byte has been handed over.
     pub fn request_sent(&self) {
-        self.request_sent.set(true);
+        self.request.set(Way::Whole);
         self.settle();
+    }
+
+    /// hyper wants no more of the request: the application has answered without waiting for the
+    /// rest, or the exchange broke.
+    pub fn request_cut(&self) {
+        self.request.set(Way::Cut);
+        self.settle();
+    }
+
+    /// Whether the request has been handed over to its end.
+    pub fn is_request_whole(&self) -> bool {
+        self.request.get() == Way::Whole
     }
 
     /// The answer's last byte has been read.
@@ -148,19 +165,32 @@ impl Lease {
         self.settle();
     }
 
-    /// Whether the request has been handed over to its end.
-    pub fn is_request_sent(&self) -> bool {
-        self.request_sent.get()
+    /// The application broke the exchange off. That is the end of a stream; what becomes of a
+    /// connection is for its task to see.
+    pub fn broken(&self) {
+        self.turn(State::Left);
+        if self.key.is_none() {
+            drop(self.take());
+        }
+    }
+
+    /// The client has left before the answer came.
+    pub fn left_waiting(&self) {
+        self.turn(State::Left);
+    }
+
+    /// The client has left while the answer was on its way. Dropping it ends a connection; a stream
+    /// is read on.
+    pub fn left(self: &Rc<Self>, answer: Incoming) {
+        self.turn(State::Left);
+        if let (None, Some(home)) = (self.key, self.home.upgrade()) {
+            home.left(answer, self.clone());
+        }
     }
 
     /// The connection carries something else from now on; the slot stays with it.
     pub fn switch(&self) {
-        self.switched.set(true);
-    }
-
-    /// Whether it does.
-    pub fn has_switched(&self) -> bool {
-        self.switched.get()
+        self.turn(State::Switched);
     }
 
     /// How the exchange ends unless it ends well.
@@ -172,20 +202,38 @@ impl Lease {
 
     /// Take the slot of an exchange that did not end by itself.
     pub fn take(&self) -> Option<Slot> {
-        self.slot.borrow_mut().take()
+        let slot = self.slot.borrow_mut().take();
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
+        slot
     }
 
-    /// The same, if `condition` holds.
-    pub fn take_if(&self, condition: bool) -> Option<Slot> {
-        if condition { self.take() } else { None }
+    /// Ready when it is known what becomes of the exchange.
+    pub fn poll_decided(&self, cx: &Context<'_>) -> Poll<State> {
+        let state = if self.slot.borrow().is_none() { State::Over } else { self.state.get() };
+        if state != State::Going {
+            return Poll::Ready(state);
+        }
+        *self.waiting.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn turn(&self, state: State) {
+        self.state.set(state);
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
     }
 
     fn settle(&self) {
-        if !self.request_sent.get() || !self.answer_read.get() || self.switched.get() {
+        let going = self.state.get() == State::Going;
+        if !going || self.request.get() == Way::Going || !self.answer_read.get() {
             return;
         }
         let Some(slot) = self.take() else { return };
         slot.will_be(Outcome::Served);
+        self.turn(State::Over);
         // The connection first: whoever gets the slot finds it there.
         if let (Some(key), Some(home)) = (self.key, self.home.upgrade()) {
             home.idle(key);

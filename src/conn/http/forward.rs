@@ -47,6 +47,7 @@ pub async fn forward<E: Engine>(
         }
         _ => {
             lease.will_be(Outcome::AppReset);
+            lease.broken();
             say(&client, &manner, Cause::AppTalksNonsense)
         }
     }
@@ -91,7 +92,10 @@ async fn by_connection<E: Engine>(
             Ok(again) => rebind(again, &lease),
         };
         lease.begin(slot, ready.body().is_end_stream());
-        match upstream.send(key, ready).await {
+        let waiting = Waiting(Some(&lease));
+        let answered = upstream.send(key, ready).await;
+        waiting.over();
+        match answered {
             Ok(response) => return Ok((response, lease, Some(key))),
             Err(Unanswered::Unsent(unsent)) => {
                 let Some(kept) = lease.take() else {
@@ -101,6 +105,23 @@ async fn by_connection<E: Engine>(
                 request = Ok(*unsent);
             }
             Err(other) => return Err(fail(&lease, &other)),
+        }
+    }
+}
+
+/// An exchange without an answer yet. Dropped so, its client has left.
+struct Waiting<'a>(Option<&'a Lease>);
+
+impl Waiting<'_> {
+    fn over(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(lease) = self.0 {
+            lease.left_waiting();
         }
     }
 }

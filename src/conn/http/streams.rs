@@ -194,7 +194,7 @@ impl<E: Engine> Upstream<E> {
     ) {
         let Some(slot) = lease.take() else { return };
         let config = self.port.config();
-        if !lease.is_request_sent() {
+        if !lease.is_request_whole() {
             // Dropped, it is reset.
             drop(answer);
             return self.settle(slot).await;

@@ -29,7 +29,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::body::RequestBody;
-use super::exchange::{Home, Lease, Slot};
+use super::exchange::{Home, Lease, Slot, State};
 use super::streams::Streams;
 use super::wire::{Head, Line, Watch, Wire};
 use crate::conn::port::AppSeat;
@@ -60,9 +60,6 @@ struct Link<E: Engine> {
     /// `None`: it is to end.
     sender: Option<http1::SendRequest<RequestBody>>,
     lease: Rc<Lease>,
-    line: Rc<Line<E>>,
-    /// What had been written before the request that is under way.
-    written_before: u64,
     /// Who takes it over once hyper is done with it.
     taker: Option<oneshot::Sender<Switched<E>>>,
 }
@@ -143,7 +140,6 @@ impl<E: Engine> Upstream<E> {
             let Some(sender) = &mut link.sender else {
                 return Err(Unanswered::Unsent(Box::new(request)));
             };
-            link.written_before = link.line.carried()[1];
             sender.try_send_request(request)
         };
         answer.await.map_err(|mut failed| match failed.take_message() {
@@ -201,13 +197,7 @@ impl<E: Engine> Upstream<E> {
         let key = entry.key();
         let home: Weak<dyn Home> = self.myself.clone();
         let lease = Rc::new(Lease::of_connection(home, key));
-        entry.insert(Link {
-            sender: Some(sender),
-            lease: lease.clone(),
-            line: line.clone(),
-            written_before: 0,
-            taker: None,
-        });
+        entry.insert(Link { sender: Some(sender), lease: lease.clone(), taker: None });
         drop(links);
         if let Some(upstream) = self.myself.upgrade() {
             let task = upstream.carry(key, connection, line, lease, seat, config.clone());
@@ -234,19 +224,34 @@ impl<E: Engine> Upstream<E> {
                 Bytes::new()
             }
         };
-        let Link { written_before, taker, .. } = self.remove(key);
-        if let Some(taker) = taker
-            && halt.is_none()
-        {
-            let _ = taker.send(Switched { line, read, seat });
-            return;
-        }
-        // A request that was never sent keeps its slot, and goes by another connection.
-        let sent = line.carried()[1] != written_before;
-        if let Some(slot) = lease.take_if(sent) {
-            self.wind_up(line, slot, halt, config.abandon_timeout).await;
+        // hyper may be done before those who read the answer are.
+        let state = match halt {
+            None => self.decided(&lease).await,
+            Some(_) => State::Left,
+        };
+        let taker = self.remove(key).taker;
+        match (state, taker) {
+            (State::Switched, Some(taker)) => {
+                let _ = taker.send(Switched { line, read, seat });
+                return;
+            }
+            (State::Over, _) => {}
+            _ => {
+                if let Some(slot) = lease.take() {
+                    self.wind_up(line, slot, halt, config.abandon_timeout).await;
+                }
+            }
         }
         drop(seat);
+    }
+
+    /// What becomes of the exchange whose connection hyper is done with.
+    async fn decided(&self, lease: &Lease) -> State {
+        tokio::select! {
+            biased;
+            state = std::future::poll_fn(|cx| lease.poll_decided(cx)) => state,
+            () = self.port.shared.cut.cancelled() => State::Left,
+        }
     }
 
     /// Let hyper work until it is done, or there is a reason to stop it.
