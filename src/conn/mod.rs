@@ -124,8 +124,12 @@ fn carry<E: Engine>(
 ) -> impl Future<Output = Result<Outcome, Outcome>> {
     async move {
         admit::admit(engine, port, conn).await?;
-        conn.entry.enter(Stage::Connecting);
-        conn.app = Some(connect::connect(engine, port, &conn.config, conn.entry.client()).await?);
+        // A greeting may have connected already, to hear whether the application speaks first.
+        if conn.app.is_none() {
+            conn.entry.enter(Stage::Connecting);
+            let client = conn.entry.client();
+            conn.app = Some(connect::connect(engine, port, &conn.config, client).await?);
+        }
         conn.entry.enter(Stage::Relaying);
         Ok(relay::relay(engine, port, conn).await)
     }
