@@ -226,7 +226,7 @@ async fn watch_workers(plane: Arc<DataPlane>, life: Lifecycle) {
         tokio::time::sleep(LOOK).await;
         let expected = plane.workers.len() * plane.ports.len();
         let accepting = plane.shared.accepting.len();
-        if accepting < expected && !plane.shared.closing.is_cancelled() {
+        if accepting < expected && !plane.shared.closing.is_raised() {
             tracing::error!(accepting, expected, "a worker no longer accepts; draining");
             life.drain(Cause::Failure);
             return;

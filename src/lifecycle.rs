@@ -9,12 +9,17 @@
 //! Always true: phases only move forwards; starting a drain twice is starting it once; the drain
 //! ends `min(3 s, grace/4)` before the grace it was told, whatever the connections do.
 
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{
+    CancellationToken, WaitForCancellationFuture, WaitForCancellationFutureOwned,
+};
 
 /// How a drain is paced. Durations are measured from the moment the drain starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,11 +133,72 @@ struct Inner {
     cause: Mutex<Option<(Cause, Instant)>>,
     /// Cancelled when the wait is over: a second signal, which means now.
     hurry: CancellationToken,
-    /// Cancelled when the listeners have to close.
-    closing: CancellationToken,
-    /// Cancelled when what is still open has to be cut.
-    cut: CancellationToken,
+    /// Raised when the listeners have to close.
+    closing: Signal,
+    /// Raised when what is still open has to be cut.
+    cut: Signal,
     report: watch::Sender<Option<Report>>,
+}
+
+/// Something that happens once in the life of the process, and that every connection has to notice.
+#[derive(Clone, Default)]
+pub struct Signal {
+    /// Set before the token is cancelled: looking costs a load.
+    raised: Arc<AtomicBool>,
+    token: CancellationToken,
+}
+
+/// Resolves when a [`Signal`] is raised; polled again by the same task, it costs a load.
+pub struct Raised {
+    raised: Arc<AtomicBool>,
+    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Who is woken.
+    waker: Option<Waker>,
+}
+
+impl Signal {
+    /// Let everybody know.
+    pub fn raise(&self) {
+        self.raised.store(true, Ordering::Release);
+        self.token.cancel();
+    }
+
+    /// Whether it has happened.
+    pub fn is_raised(&self) -> bool {
+        self.raised.load(Ordering::Acquire)
+    }
+
+    /// Resolves when it has happened.
+    pub fn raised(&self) -> WaitForCancellationFuture<'_> {
+        self.token.cancelled()
+    }
+
+    /// The same, for those who are polled for many other reasons.
+    pub fn watch(&self) -> Raised {
+        let cancelled = Box::pin(self.token.clone().cancelled_owned());
+        Raised { raised: self.raised.clone(), cancelled, waker: None }
+    }
+
+    /// The same as a token.
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+}
+
+impl Future for Raised {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.raised.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        // The flag is set before anybody is woken: who is woken for it, sees it above.
+        if self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return Poll::Pending;
+        }
+        self.waker = Some(cx.waker().clone());
+        self.cancelled.as_mut().poll(cx)
+    }
 }
 
 /// How long somebody who waits for a drain waits for it to begin: a hook that runs for another
@@ -160,8 +226,8 @@ impl Lifecycle {
                 wanted: CancellationToken::new(),
                 cause: Mutex::new(None),
                 hurry: CancellationToken::new(),
-                closing: CancellationToken::new(),
-                cut: CancellationToken::new(),
+                closing: Signal::default(),
+                cut: Signal::default(),
                 report: watch::Sender::new(None),
             }),
         }
@@ -203,13 +269,13 @@ impl Lifecycle {
         self.inner.hurry.cancelled().await;
     }
 
-    /// Cancelled when the listeners have to close.
-    pub fn closing(&self) -> CancellationToken {
+    /// Raised when the listeners have to close.
+    pub fn closing(&self) -> Signal {
         self.inner.closing.clone()
     }
 
-    /// Cancelled when every connection that is still open has to be cut.
-    pub fn cut(&self) -> CancellationToken {
+    /// Raised when every connection that is still open has to be cut.
+    pub fn cut(&self) -> Signal {
         self.inner.cut.clone()
     }
 
@@ -252,11 +318,11 @@ impl Lifecycle {
         self.announce(&schedule, load).await;
 
         self.advance(Phase::Closing);
-        self.inner.closing.cancel();
+        self.inner.closing.raise();
         self.wait_until_empty(schedule.deadline, load, true).await;
 
         load.close_gates();
-        self.inner.cut.cancel();
+        self.inner.cut.raise();
         let end = schedule.end.min(Instant::now() + CUT_GRACE);
         self.wait_until_empty(end, load, false).await;
 

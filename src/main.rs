@@ -13,6 +13,9 @@ use tidegate::doctor;
 use tidegate::settings::{self, Value};
 use tidegate::telemetry;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How the process ends.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]

@@ -44,7 +44,7 @@ pub async fn accept<E: Engine>(
         if upstream.is_none() && holds(&port) {
             room(&port).await;
         }
-        match engine.accept(&listener, &stop).await {
+        match engine.accept(&listener, stop.token()).await {
             Ok(Some(accepted)) => {
                 exhausted.over();
                 match &upstream {
@@ -125,7 +125,7 @@ fn is_crowded(port: &Port) -> bool {
 
 /// Whether connections that do not fit are to wait instead of being refused.
 fn holds(port: &Port) -> bool {
-    port.config().tcp_refuse == TcpRefuse::Hold && !port.shared.closing.is_cancelled()
+    port.config().tcp_refuse == TcpRefuse::Hold && !port.shared.closing.is_raised()
 }
 
 /// Everything that can keep a connection out, cheapest first.
@@ -147,7 +147,7 @@ fn turn_away(port: &Port, socket: Socket, entry: Registered, reason: Reason) {
 async fn room(port: &Port) {
     tokio::select! {
         () = std::future::poll_fn(|cx| port.gate.poll_room(cx)) => {}
-        () = port.shared.closing.cancelled() => {}
+        () = port.shared.closing.raised() => {}
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) fn connect<E: Engine>(
             let dialled = tokio::select! {
                 biased;
                 dialled = engine.dial(app, config.connect_timeout) => dialled,
-                () = port.shared.cut.cancelled() => return Err(Outcome::Cut),
+                () = port.shared.cut.raised() => return Err(Outcome::Cut),
             };
             let met = dialled.map_err(Unreachable::Dead).and_then(|stream| {
                 // The application may have accepted it: it must not be left with a connection that

@@ -36,7 +36,7 @@ pub(super) async fn greet<E: Engine>(upstream: Rc<Upstream<E>>, conn: Conn<E>) {
         biased;
         spoken = listen_to(&engine, &conn.client) => Some(spoken),
         () = engine.sleep_until(Instant::now() + patience) => None,
-        () = port.shared.closing.cancelled() => Some(Spoken::Nothing),
+        () = port.shared.closing.raised() => Some(Spoken::Nothing),
     };
     match (spoken, port.protocol) {
         (Some(Spoken::Http1), _) => Box::pin(http::serve(upstream, conn, Version::One)).await,
@@ -151,7 +151,7 @@ async fn first_word<E: Engine>(engine: &E, port: &Port, conn: &mut Conn<E>, entr
         biased;
         spoken = &mut word => Turn::Spoke(spoken),
         () = engine.readable(stream) => Turn::Relay,
-        () = port.shared.cut.cancelled() => {
+        () = port.shared.cut.raised() => {
             port.metrics.admit();
             Turn::Over(Outcome::Cut)
         }

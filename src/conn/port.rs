@@ -6,12 +6,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Config;
 use super::registry::Registry;
 use crate::io::App;
+use crate::lifecycle::Signal;
 use crate::limit::Gate;
 use crate::metrics::PortMetrics;
 
@@ -71,10 +71,10 @@ pub struct Shared {
     pub registry: Registry,
     /// The accept loops that have not ended; each holds a token from before its thread starts.
     pub accepting: TaskTracker,
-    /// Cancelled when the listeners have to close.
-    pub closing: CancellationToken,
-    /// Cancelled when what is still open has to be cut.
-    pub cut: CancellationToken,
+    /// Raised when the listeners have to close.
+    pub closing: Signal,
+    /// Raised when what is still open has to be cut.
+    pub cut: Signal,
     max_connections: AtomicU32,
     /// Every address this process listens on.
     listening: Vec<SocketAddr>,
@@ -182,8 +182,8 @@ impl Shared {
     pub fn new(
         max_connections: u32,
         listening: Vec<SocketAddr>,
-        closing: CancellationToken,
-        cut: CancellationToken,
+        closing: Signal,
+        cut: Signal,
     ) -> Self {
         Self {
             registry: Registry::default(),

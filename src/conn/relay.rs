@@ -68,7 +68,7 @@ fn move_bytes<E: Engine>(
                 biased;
                 () = &mut moving => return None,
                 overdue = flow.overdue(|at| engine.sleep_until(at)) => overdue,
-                () = port.shared.cut.cancelled() => break Halt::Cut,
+                () = port.shared.cut.raised() => break Halt::Cut,
             };
             if let Overdue::Stalled(side) = overdue {
                 let sink = if side == Side::Client { &conn.client } else { app };
@@ -100,6 +100,6 @@ async fn idle<E: Engine>(engine: &E, port: &Port, conn: &Conn<E>, flow: &Flow) -
             sock::reset(engine.socket(app));
             Outcome::IdleTimeout
         }
-        () = port.shared.cut.cancelled() => Outcome::Cut,
+        () = port.shared.cut.raised() => Outcome::Cut,
     }
 }

@@ -251,22 +251,22 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
 ) -> End {
     let (line, config) = (&*client.line, &*client.config);
     let shared = &client.port().shared;
-    let mut closing = pin!(shared.closing.cancelled());
-    let mut cut = pin!(shared.cut.cancelled());
+    let mut closing = shared.closing.watch();
+    let mut cut = shared.cut.watch();
     let mut told = false;
     let (mut head, mut stall) = (Watch::new(engine), Watch::new(engine));
     std::future::poll_fn(|cx| {
         if connection.as_mut().poll(cx).is_ready() {
             return Poll::Ready(End::Done);
         }
-        if !told && closing.as_mut().poll(cx).is_ready() && !has_more(client) {
+        if !told && Pin::new(&mut closing).poll(cx).is_ready() && !has_more(client) {
             told = true;
             graceful(connection.as_mut());
             if connection.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(End::Done);
             }
         }
-        if cut.as_mut().poll(cx).is_ready() {
+        if Pin::new(&mut cut).poll(cx).is_ready() {
             return Poll::Ready(End::Cut);
         }
         if let Poll::Ready(end) = poll_head(line, config, &mut head, cx) {

@@ -213,7 +213,7 @@ pub fn refuse(
         if manner.grpc { say_grpc(&words, retry) } else { say_http(&words, manner, retry) };
     let headers = response.headers_mut();
     headers.insert(PROXY_STATUS, proxy_status(&words));
-    if manner.http1 && (draining || port.shared.closing.is_cancelled()) {
+    if manner.http1 && (draining || port.shared.closing.is_raised()) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -10,7 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -164,10 +164,10 @@ impl<E: Engine> Upstream<E> {
         let (upstream, patience) = (self.clone(), config.write_stall_timeout);
         self.engine.spawn(self.tasks.track_future(async move {
             let mut watch = Watch::new(&upstream.engine);
-            let mut cut = pin!(upstream.port.shared.cut.cancelled());
+            let mut cut = upstream.port.shared.cut.watch();
             std::future::poll_fn(|cx| {
                 let over = Pin::new(&mut connection).poll(cx).is_ready()
-                    || cut.as_mut().poll(cx).is_ready()
+                    || Pin::new(&mut cut).poll(cx).is_ready()
                     || watch.poll_stalled(&line, patience, cx).is_ready();
                 if let Some(link) = told.upgrade() {
                     let most = connection.current_max_send_streams();
@@ -212,7 +212,7 @@ impl<E: Engine> Upstream<E> {
             () = self.engine.sleep_until(Instant::now() + config.abandon_timeout) => {
                 slot.will_be(Outcome::Abandoned);
             }
-            () = self.port.shared.cut.cancelled() => slot.will_be(Outcome::Cut),
+            () = self.port.shared.cut.raised() => slot.will_be(Outcome::Cut),
         }
         drop(slot);
     }
@@ -220,7 +220,7 @@ impl<E: Engine> Upstream<E> {
     async fn settle(&self, slot: Slot) {
         tokio::select! {
             () = self.engine.sleep_until(Instant::now() + SETTLE) => {}
-            () = self.port.shared.cut.cancelled() => {}
+            () = self.port.shared.cut.raised() => {}
         }
         drop(slot);
     }

@@ -250,7 +250,7 @@ impl<E: Engine> Upstream<E> {
         tokio::select! {
             biased;
             state = std::future::poll_fn(|cx| lease.poll_decided(cx)) => state,
-            () = self.port.shared.cut.cancelled() => State::Left,
+            () = self.port.shared.cut.raised() => State::Left,
         }
     }
 
@@ -262,12 +262,12 @@ impl<E: Engine> Upstream<E> {
         patience: Duration,
     ) -> Option<Outcome> {
         let mut watch = Watch::new(&self.engine);
-        let mut cut = pin!(self.port.shared.cut.cancelled());
+        let mut cut = self.port.shared.cut.watch();
         std::future::poll_fn(|cx| {
             if Pin::new(&mut *connection).poll(cx).is_ready() {
                 return Poll::Ready(None);
             }
-            if cut.as_mut().poll(cx).is_ready() {
+            if Pin::new(&mut cut).poll(cx).is_ready() {
                 return Poll::Ready(Some(Outcome::Cut));
             }
             watch.poll_stalled(line, patience, cx).map(|()| Some(Outcome::AppStalled))
@@ -298,7 +298,7 @@ impl<E: Engine> Upstream<E> {
                     slot.will_be(Outcome::Abandoned);
                     sock::reset(self.engine.socket(&stream));
                 }
-                () = self.port.shared.cut.cancelled() => {
+                () = self.port.shared.cut.raised() => {
                     slot.will_be(Outcome::Cut);
                     sock::reset(self.engine.socket(&stream));
                 }
@@ -333,9 +333,7 @@ impl<E: Engine> Home for Upstream<E> {
         let open = links.get(key).and_then(|link| link.sender.as_ref());
         let keep = open.is_some_and(|sender| !sender.is_closed());
         drop(links);
-        if !keep
-            || self.port.shared.closing.is_cancelled()
-            || self.port.has_too_many_app_connections()
+        if !keep || self.port.shared.closing.is_raised() || self.port.has_too_many_app_connections()
         {
             return self.close(key);
         }
@@ -367,7 +365,7 @@ async fn keep_house<E: Engine>(upstream: Rc<Upstream<E>>) {
         };
         let asked = tokio::select! {
             asked = asked => asked,
-            () = closing.cancelled() => break,
+            () = closing.raised() => break,
         };
         let now = Instant::now();
         let mut old: Vec<usize> = Vec::new();

@@ -224,7 +224,10 @@ impl Ring {
         // The kernel posts work and then looks at the flag; we set the flag and then look for work:
         // with a fence between, one of us sees the other.
         fence(Ordering::SeqCst);
-        if core.pending() {
+        // Work that was queued before the eventfd was on is worked off here. The kernel raises the
+        // flag after it has queued the work, which may be done by then: a flag that outlives an enter
+        // that found nothing is stale, and what is queued from now on signals the eventfd.
+        if core.pending() && (core.dirty || core.is_work_left()) {
             return Poll::Ready(Ok(()));
         }
         // The counter is never read: the registration is edge-triggered, and every signal is an
@@ -294,6 +297,13 @@ impl Core {
             (self.dirty, queue.taskrun(), queue.cq_overflow())
         };
         submissions || taskrun || overflown || !self.uring.completion().is_empty()
+    }
+
+    /// Whether an enter brings something. An error counts: the next turn meets it too.
+    fn is_work_left(&mut self) -> bool {
+        let failed = self.enter().is_err();
+        let overflown = self.uring.submission().cq_overflow();
+        failed || self.dirty || overflown || !self.uring.completion().is_empty()
     }
 
     #[allow(unsafe_code, reason = "see push")]
