@@ -19,50 +19,40 @@ enum Unreachable {
 
 /// Dial the application's addresses in order; the first that answers is it. If the application
 /// wants a PROXY header, it has been sent.
-pub(super) async fn connect<E: Engine>(
+pub(super) fn connect<E: Engine>(
     engine: &E,
     port: &Port,
     config: &Config,
     client: Option<SocketAddr>,
-) -> Result<E::Stream, Outcome> {
-    let mut failure = Reason::UpstreamRefused;
-    for app in &port.apps {
-        let dialled = tokio::select! {
-            biased;
-            dialled = dial(engine, port, config, client, app) => dialled,
-            () = port.shared.cut.raised() => return Err(Outcome::Cut),
-        };
-        match dialled {
-            Ok(stream) => return Ok(stream),
-            Err(Unreachable::Ourselves) => failure = Reason::Loop,
-            Err(Unreachable::Dead(e)) => {
-                tracing::debug!(port = %port.listen, app = %port.app_text, error = %e, "cannot reach the application");
-                failure = match e.kind() {
-                    io::ErrorKind::TimedOut => Reason::UpstreamTimeout,
-                    _ => Reason::UpstreamRefused,
-                };
+) -> impl Future<Output = Result<E::Stream, Outcome>> {
+    async move {
+        let mut failure = Reason::UpstreamRefused;
+        for app in &port.apps {
+            let dialled = tokio::select! {
+                biased;
+                dialled = engine.dial(app, config.connect_timeout) => dialled,
+                () = port.shared.cut.raised() => return Err(Outcome::Cut),
+            };
+            let met = dialled.map_err(Unreachable::Dead).and_then(|stream| {
+                // The application may have accepted it: it must not be left with a connection that
+                // holds no slot.
+                introduce(port, config, client, app, engine.socket(&stream))
+                    .inspect_err(|_| sock::reset(engine.socket(&stream)))?;
+                Ok(stream)
+            });
+            match met {
+                Ok(stream) => return Ok(stream),
+                Err(Unreachable::Ourselves) => failure = Reason::Loop,
+                Err(Unreachable::Dead(e)) => {
+                    tracing::debug!(port = %port.listen, app = %port.app_text, error = %e, "cannot reach the application");
+                    failure = match e.kind() {
+                        io::ErrorKind::TimedOut => Reason::UpstreamTimeout,
+                        _ => Reason::UpstreamRefused,
+                    };
+                }
             }
         }
-    }
-    Err(Outcome::Refused(failure))
-}
-
-async fn dial<E: Engine>(
-    engine: &E,
-    port: &Port,
-    config: &Config,
-    client: Option<SocketAddr>,
-    app: &App,
-) -> Result<E::Stream, Unreachable> {
-    let stream = engine.dial(app, config.connect_timeout).await?;
-    match introduce(port, config, client, app, engine.socket(&stream)) {
-        Ok(()) => Ok(stream),
-        Err(e) => {
-            // The application may have accepted it: it must not be left with a connection that
-            // holds no slot.
-            sock::reset(engine.socket(&stream));
-            Err(e)
-        }
+        Err(Outcome::Refused(failure))
     }
 }
 

@@ -10,16 +10,13 @@
 
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::accept::ask;
 use super::classify::{Spoken, listen_to};
 use super::http::{self, Upstream, Version};
 use super::registry::Stage;
-use super::{
-    Conn, Port, Protocol, QueuedHalfClose, admit, connect, contain, relay, release, serve,
-};
+use super::{Conn, Port, Protocol, QueuedHalfClose, admit, connect, release, serve};
 use crate::io::Engine;
 use crate::limit::Entry;
 use crate::outcome::{Outcome, Reason};
@@ -48,7 +45,7 @@ pub(super) async fn greet<E: Engine>(upstream: Rc<Upstream<E>>, conn: Conn<E>) {
         (Some(Spoken::Tcp), Protocol::Http) => {
             Box::pin(http::serve(upstream, conn, Version::One)).await;
         }
-        (Some(Spoken::Tcp), _) => tcp(engine, port, conn).await,
+        (Some(Spoken::Tcp), _) => tcp(&upstream, conn),
         (None, Protocol::Auto) => Box::pin(silent(upstream, conn)).await,
         // It left without a word, or never said one.
         (Some(Spoken::Nothing) | None, _) => {}
@@ -56,15 +53,23 @@ pub(super) async fn greet<E: Engine>(upstream: Rc<Upstream<E>>, conn: Conn<E>) {
 }
 
 /// The story of [`serve`], from the gate on.
-async fn tcp<E: Engine>(engine: E, port: Arc<Port>, mut conn: Conn<E>) {
-    match ask(&port, conn.entry.client(), Instant::now()) {
-        Entry::Refuse(reason) => release::release(&engine, &port, conn, Outcome::Refused(reason)),
+fn tcp<E: Engine>(upstream: &Upstream<E>, mut conn: Conn<E>) {
+    let (engine, port) = (&upstream.engine, &upstream.port);
+    match ask(port, conn.entry.client(), Instant::now()) {
+        Entry::Refuse(reason) => release::release(engine, port, conn, Outcome::Refused(reason)),
         entry => {
             conn.entry.enter(Stage::Queued);
             conn.admission = Some(entry);
-            serve(engine, port, conn).await;
+            hand_over(upstream, conn);
         }
     }
+}
+
+/// To a task of its own: this one has room for every turn a greeting can take, which a connection
+/// that lasts need not pay for.
+fn hand_over<E: Engine>(upstream: &Upstream<E>, conn: Conn<E>) {
+    let story = serve(upstream.engine.clone(), upstream.port.clone(), conn);
+    upstream.engine.spawn(upstream.tasks.track_future(story));
 }
 
 /// How a silent connection goes on.
@@ -87,14 +92,18 @@ async fn silent<E: Engine>(upstream: Rc<Upstream<E>>, mut conn: Conn<E>) {
         Turn::Spoke(Spoken::Http1) => Version::One,
         Turn::Spoke(Spoken::Http2) => Version::Two,
         Turn::Over(outcome) => return release::release(&engine, &port, conn, outcome),
+        // Both ends are there, or a slot for it; else it left the queue when it spoke.
         Turn::Spoke(Spoken::Tcp | Spoken::Nothing) | Turn::Relay => {
-            return go_on(engine, port, conn).await;
+            return match conn.admission {
+                Some(_) => hand_over(&upstream, conn),
+                None => tcp(&upstream, conn),
+            };
         }
     };
     // Its requests take slots of their own; the application's connection was for nothing.
     conn.app = None;
     conn.admission = None;
-    http::serve(upstream, conn, version).await;
+    Box::pin(http::serve(upstream, conn, version)).await;
 }
 
 /// Get a slot and the application's connection, and wait for somebody to speak.
@@ -147,23 +156,4 @@ async fn first_word<E: Engine>(engine: &E, port: &Port, conn: &mut Conn<E>, entr
             Turn::Over(Outcome::Cut)
         }
     }
-}
-
-/// The rest of the story of [`serve`]. A client that speaks before the connection has been made is
-/// admitted, and has it made now.
-async fn go_on<E: Engine>(engine: E, port: Arc<Port>, conn: Conn<E>) {
-    if conn.app.is_none() {
-        // It left the queue when it spoke; a slot that it has already stays with it.
-        return match conn.admission {
-            Some(_) => serve(engine, port, conn).await,
-            None => tcp(engine, port, conn).await,
-        };
-    }
-    port.metrics.admit();
-    conn.entry.enter(Stage::Relaying);
-    let outcome = {
-        let story = pin!(async { Ok(relay::relay(&engine, &port, &conn).await) });
-        contain(story).await
-    };
-    release::release(&engine, &port, conn, outcome);
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use socket2::{SockAddr, SockRef, Socket};
+use socket2::{SockRef, Socket};
 use tokio::io::ReadBuf;
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
@@ -25,8 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::buf::{Buf, Pool, Size};
 use super::flow::{Flow, Side};
 use super::listen::{self, Ending, Next};
-use super::sock::{self, Connecting};
-use super::{Accepted, App, Engine, Gauges};
+use super::{Accepted, App, Engine, Gauges, dial};
 
 /// The engine. Cheap to clone; lives on one thread.
 #[derive(Clone)]
@@ -49,10 +48,10 @@ pub struct Stream {
 }
 
 /// One way of a relay: bytes from `from` to the other side.
-struct Pump<'a> {
+struct Pump<'from, 'to> {
     from: Side,
-    source: &'a Stream,
-    sink: &'a Stream,
+    source: &'from Stream,
+    sink: &'to Stream,
     /// Try to read without waiting for readiness: the first time, because readiness may have been
     /// seen and cleared while the connection waited in the queue.
     eager: bool,
@@ -90,40 +89,6 @@ impl Epoll {
     }
 }
 
-impl Epoll {
-    /// See a connect that has begun through.
-    async fn connected(
-        &self,
-        socket: Socket,
-        addr: SockAddr,
-        mut connecting: Connecting,
-        deadline: Instant,
-    ) -> io::Result<Stream> {
-        loop {
-            match connecting {
-                Connecting::Done => return Stream::new(socket),
-                Connecting::BacklogFull => {
-                    sock::check(deadline)?;
-                    self.sleep_until(Instant::now() + sock::BACKLOG_RETRY).await;
-                }
-                Connecting::InProgress => {
-                    let stream = Stream::new(socket)?;
-                    // The connection first: late is better than never, and to be known.
-                    let connected = tokio::select! {
-                        biased;
-                        connected = stream.connected() => connected,
-                        () = self.sleep_until(deadline) => Err(io::ErrorKind::TimedOut.into()),
-                    };
-                    // The application may have accepted it all the same.
-                    connected.inspect_err(|_| sock::reset(stream.fd.get_ref().into()))?;
-                    return Ok(stream);
-                }
-            }
-            connecting = sock::start_connect(&socket, &addr)?;
-        }
-    }
-}
-
 impl Engine for Epoll {
     type Listener = Listener;
     type Stream = Stream;
@@ -157,13 +122,8 @@ impl Engine for Epoll {
         Stream::new(socket)
     }
 
-    async fn dial(&self, app: &App, timeout: Duration) -> io::Result<Stream> {
-        let (socket, addr) = sock::for_app(app)?;
-        match sock::start_connect(&socket, &addr)? {
-            Connecting::Done => Stream::new(socket),
-            // In a box: next door it is done by now, and an open connection keeps no room for it.
-            begun => Box::pin(self.connected(socket, addr, begun, Instant::now() + timeout)).await,
-        }
+    fn dial(&self, app: &App, timeout: Duration) -> impl Future<Output = io::Result<Stream>> {
+        dial::dial(self, app, timeout, async |stream: &Stream| stream.fd.writable().await.map(drop))
     }
 
     async fn peer_left(&self, stream: &Stream) {
@@ -217,16 +177,18 @@ impl Engine for Epoll {
         (io, Vec::new())
     }
 
-    async fn relay(&self, client: &Stream, app: &Stream, flow: &Rc<Flow>) {
+    /// Holds the two pumps and nothing else: every open connection has one.
+    fn relay(&self, client: &Stream, app: &Stream, flow: &Rc<Flow>) -> impl Future<Output = ()> {
         let mut up_pump = Pump::new(Side::Client, client, app);
         let mut down_pump = Pump::new(Side::App, app, client);
-        let last_words = |pump: &Pump<'_>| !pump.is_blocked() && !flow.is_finished(pump.from);
-        poll_fn(|cx| {
+        poll_fn(move |cx| {
             let up = up_pump.poll(cx, &self.pool, flow);
             let down = down_pump.poll(cx, &self.pool, flow);
             if flow.is_broken_off() {
                 return Poll::Ready(());
             }
+            let last_words =
+                |pump: &Pump<'_, '_>| !pump.is_blocked() && !flow.is_finished(pump.from);
             // Whoever broke it may have sent bytes before: they go on their way for as long as the
             // other side takes them.
             match flow.broken() {
@@ -237,7 +199,6 @@ impl Engine for Epoll {
                 None => Poll::Pending,
             }
         })
-        .await;
     }
 
     async fn discard(&self, stream: &Stream) {
@@ -308,18 +269,10 @@ impl Stream {
     fn new(socket: Socket) -> io::Result<Self> {
         Ok(Self { fd: register(socket)?, eager: Cell::new(false) })
     }
-
-    async fn connected(&self) -> io::Result<()> {
-        let _guard = self.fd.writable().await?;
-        match self.fd.get_ref().take_error()? {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
 }
 
-impl<'a> Pump<'a> {
-    fn new(from: Side, source: &'a Stream, sink: &'a Stream) -> Self {
+impl<'from, 'to> Pump<'from, 'to> {
+    fn new(from: Side, source: &'from Stream, sink: &'to Stream) -> Self {
         let state = State::Reading;
         Self { from, source, sink, eager: true, size: Size::Small, state }
     }

@@ -4,7 +4,7 @@
 //!
 //! Always true: a flow that broke stays broken; a side that finished stays finished.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,7 +54,6 @@ pub enum Overdue {
 }
 
 /// The state of one relay.
-#[derive(Debug)]
 pub struct Flow {
     traffic: Arc<Traffic>,
     /// Where the bytes of all relays of a port are added up, by side.
@@ -75,7 +74,7 @@ pub struct Flow {
     broken_off: Cell<bool>,
     /// Whether the watch has to look again, and who does.
     changed: Cell<bool>,
-    watch: RefCell<Option<Waker>>,
+    watch: Cell<Option<Waker>>,
 }
 
 impl Side {
@@ -128,7 +127,7 @@ impl Flow {
             broke: Cell::new(None),
             broken_off: Cell::new(false),
             changed: Cell::new(false),
-            watch: RefCell::new(None),
+            watch: Cell::new(None),
         }
     }
 
@@ -261,13 +260,13 @@ impl Flow {
         if self.changed.take() {
             return Poll::Ready(());
         }
-        *self.watch.borrow_mut() = Some(cx.waker().clone());
+        self.watch.set(Some(cx.waker().clone()));
         Poll::Pending
     }
 
     fn wake(&self) {
         self.changed.set(true);
-        if let Some(watch) = self.watch.borrow_mut().take() {
+        if let Some(watch) = self.watch.take() {
             watch.wake();
         }
     }

@@ -14,6 +14,7 @@
 //! connection before `relay`, `discard` or `open`.
 
 pub mod buf;
+mod dial;
 pub mod epoll;
 pub mod flow;
 pub mod listen;

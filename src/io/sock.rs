@@ -1,12 +1,10 @@
 //! Socket options and facts both engines need.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::io::ReadBuf;
-
-use super::App;
 
 /// A peer that vanished without a word is noticed after 30 s of silence and 3 probes 10 s apart:
 /// within a minute and a half also on a path that needs a few retransmissions.
@@ -36,54 +34,6 @@ pub fn reset(socket: SockRef<'_>) {
     // the connection at once, while close(2) would wait for the last reference to go.
     let _ = socket.set_linger(Some(Duration::ZERO));
     let _ = rustix::net::connect_unspec(&*socket);
-}
-
-/// A fresh non-blocking socket for `app`, its options set, and the address to connect it to.
-pub fn for_app(app: &App) -> io::Result<(Socket, SockAddr)> {
-    match app {
-        App::Tcp(addr) => {
-            let domain = Domain::for_address(*addr);
-            let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-            socket.set_tcp_nodelay(true)?;
-            Ok((socket, SockAddr::from(*addr)))
-        }
-        App::Unix(path) => {
-            let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-            Ok((socket, SockAddr::unix(path)?))
-        }
-    }
-}
-
-/// How far a non-blocking connect has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Connecting {
-    /// Connected.
-    Done,
-    /// Wait until the socket is writable, then ask it for its error.
-    InProgress,
-    /// A Unix socket's backlog is full, and nothing tells when it has room: ask again later.
-    BacklogFull,
-}
-
-/// When to ask a full Unix backlog again.
-pub const BACKLOG_RETRY: Duration = Duration::from_millis(5);
-
-/// Start to connect. A loopback peer with room in its backlog has answered by the time the first
-/// call returns; asking again costs a call and saves a turn of the loop.
-pub fn start_connect(socket: &Socket, to: &SockAddr) -> io::Result<Connecting> {
-    let mut asked = 0;
-    loop {
-        let Err(e) = socket.connect(to) else { return Ok(Connecting::Done) };
-        asked += 1;
-        match e.raw_os_error() {
-            Some(libc::EISCONN) => return Ok(Connecting::Done),
-            Some(libc::EINTR) => {}
-            Some(libc::EINPROGRESS) if asked == 1 => {}
-            Some(libc::EINPROGRESS | libc::EALREADY) => return Ok(Connecting::InProgress),
-            Some(libc::EAGAIN) => return Ok(Connecting::BacklogFull),
-            _ => return Err(e),
-        }
-    }
 }
 
 /// Receive what is there into the unfilled part of `buf`; 0 is the end.
@@ -120,11 +70,6 @@ pub fn wake_beyond(socket: &SockRef<'_>, length: usize) -> io::Result<()> {
         )
     };
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// An error once `deadline` has passed.
-pub fn check(deadline: Instant) -> io::Result<()> {
-    if Instant::now() < deadline { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 
 /// Bytes that were handed to the kernel and that the peer has not acknowledged yet. `None`: not a

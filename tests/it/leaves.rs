@@ -221,7 +221,8 @@ fn ten_thousand_idle_connections(engine: Engine) {
     until("all are there", 3 * SOON, || oracle.count() == count);
     let each = process::rss(gateway.pid).saturating_sub(before) / count as u64;
     eprintln!("{} bytes for each of {count} idle connections", each);
-    assert!(each <= 3 * 2_048, "{each} bytes for each idle connection");
+    // Not a timing: the same number on any machine, but for the allocator.
+    assert!(each <= 2_048, "{each} bytes for each idle connection");
 
     let mut took = hdrhistogram::Histogram::<u64>::new(3).expect("3 digits");
     let mut busy = Client::connect(gateway.address).expect("connects");

@@ -45,7 +45,7 @@ const KEEP_IDLE: Duration = Duration::from_millis(1500);
 pub struct Upstream<E: Engine> {
     pub engine: E,
     pub port: Arc<Port>,
-    pub(super) tasks: TaskTracker,
+    pub tasks: TaskTracker,
     pub(super) streams: Streams,
     links: RefCell<Slab<Link<E>>>,
     /// The one used last at the end: the others grow old and are closed.

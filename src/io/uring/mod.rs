@@ -7,6 +7,7 @@
 //! it has succeeded, and each would be a second ring to enter per new connection.
 
 mod buffers;
+mod bulk;
 mod relay;
 mod ring;
 mod stream;
@@ -19,13 +20,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use socket2::{SockAddr, SockRef, Socket};
+use socket2::{SockRef, Socket};
 use tokio::io::ReadBuf;
 use tokio_util::sync::CancellationToken;
 
 use super::listen::{self, Ending, Next};
-use super::sock::{self, Connecting};
-use super::{Accepted, App, Engine, Flow, Gauges};
+use super::{Accepted, App, Engine, Flow, Gauges, dial};
 use ring::Ring;
 pub use ring::builder as ring_builder;
 use stream::Io;
@@ -76,40 +76,6 @@ impl Uring {
     }
 }
 
-impl Uring {
-    /// See a connect that has begun through.
-    async fn connected(
-        &self,
-        socket: Socket,
-        addr: SockAddr,
-        mut connecting: Connecting,
-        deadline: Instant,
-    ) -> io::Result<Socket> {
-        loop {
-            match connecting {
-                Connecting::Done => return Ok(socket),
-                Connecting::BacklogFull => {
-                    sock::check(deadline)?;
-                    self.sleep_until(Instant::now() + sock::BACKLOG_RETRY).await;
-                }
-                Connecting::InProgress => {
-                    let writable = self.ring.poll(socket.as_raw_fd(), libc::POLLOUT as u32);
-                    // The connection first: late is better than never, and to be known.
-                    let connected = tokio::select! {
-                        biased;
-                        () = writable => socket.take_error()?.map_or(Ok(()), Err),
-                        () = self.sleep_until(deadline) => Err(io::ErrorKind::TimedOut.into()),
-                    };
-                    // The application may have accepted it all the same.
-                    connected.inspect_err(|_| sock::reset((&socket).into()))?;
-                    return Ok(socket);
-                }
-            }
-            connecting = sock::start_connect(&socket, &addr)?;
-        }
-    }
-}
-
 impl Engine for Uring {
     type Listener = Listener;
     type Stream = Socket;
@@ -151,13 +117,11 @@ impl Engine for Uring {
         Ok(socket)
     }
 
-    async fn dial(&self, app: &App, timeout: Duration) -> io::Result<Socket> {
-        let (socket, addr) = sock::for_app(app)?;
-        match sock::start_connect(&socket, &addr)? {
-            Connecting::Done => Ok(socket),
-            // In a box: next door it is done by now, and an open connection keeps no room for it.
-            begun => Box::pin(self.connected(socket, addr, begun, Instant::now() + timeout)).await,
-        }
+    fn dial(&self, app: &App, timeout: Duration) -> impl Future<Output = io::Result<Socket>> {
+        dial::dial(self, app, timeout, async |socket: &Socket| {
+            self.ring.poll(socket.as_raw_fd(), libc::POLLOUT as u32).await;
+            Ok(())
+        })
     }
 
     async fn peer_left(&self, stream: &Socket) {

@@ -8,6 +8,8 @@
 //!      └ end of file: when all is sent, tell the sink, the way is done
 //! ```
 //!
+//! A way that fills its buffers goes over to bulk mode, which is next door.
+//!
 //! Always true: bytes leave in the order they came; a way has at most one send in the kernel (two
 //! could be reordered when the first is partial); the relay ends when both ways are done, or one
 //! side broke and what it had said before has been delivered, and every operation is back.
@@ -20,8 +22,9 @@ use std::task::{Context, Poll, Waker};
 use io_uring::{cqueue, opcode, types};
 
 use super::buffers::{Filled, GROUP, SIZE};
+use super::bulk::{BULK_AFTER, Bulk};
 use super::ring::{Core, Kind};
-use crate::io::buf::{Buf, Size};
+use crate::io::buf::Size;
 use crate::io::flow::{Flow, Side};
 
 /// Buffers one way may hold before it stops to receive.
@@ -30,14 +33,11 @@ const HIGH: usize = 4;
 /// The same for a way whose sink has been seen not to read: what a stalled peer can pin.
 const HIGH_STALLED: usize = 1;
 
-/// Full buffers in a row after which a way goes over to bulk mode.
-const BULK_AFTER: u32 = 2;
-
 /// Buffers sent with one call.
 const VECTOR: usize = 8;
 
 /// Not MSG_WAITALL: a peer that takes a little at a time has to be seen to take it.
-const SEND: i32 = libc::MSG_NOSIGNAL;
+pub(super) const SEND: i32 = libc::MSG_NOSIGNAL;
 
 /// One direction of a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +49,12 @@ pub enum Way {
 }
 
 pub struct Relay {
-    ways: [Half; 2],
-    flow: Rc<Flow>,
+    pub(super) ways: [Half; 2],
+    pub(super) flow: Rc<Flow>,
     /// Operations the kernel has not completed.
-    operations: u32,
+    pub(super) operations: u32,
     /// Nothing new is to be started.
-    stopping: bool,
+    pub(super) stopping: bool,
     state: State,
 }
 
@@ -68,50 +68,35 @@ enum State {
 }
 
 /// One way's state.
-struct Half {
-    source: RawFd,
-    sink: RawFd,
-    receive: Receive,
+pub(super) struct Half {
+    pub(super) source: RawFd,
+    pub(super) sink: RawFd,
+    pub(super) receive: Receive,
     waiting: VecDeque<Filled>,
     /// How many buffers at the head of `waiting` the kernel is sending. 0: none.
-    sending: usize,
+    pub(super) sending: usize,
     message: Option<Box<Message>>,
     /// The last send was not taken at once.
-    stalled: bool,
+    pub(super) stalled: bool,
     /// Full buffers received in a row: the sign of a bulk transfer.
-    full: u32,
-    bulk: Bulk,
+    pub(super) full: u32,
+    pub(super) bulk: Bulk,
     /// Nothing more comes from the source.
-    ended: bool,
+    pub(super) ended: bool,
     /// The end was an end of file, to be passed on.
-    end_of_file: bool,
+    pub(super) end_of_file: bool,
     /// All has been sent and the sink was told; or the sink is gone.
-    done: bool,
+    pub(super) done: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Receive {
+pub(super) enum Receive {
     /// Not in the kernel.
     Off,
     /// In the kernel, delivering.
     On,
     /// In the kernel, told to stop.
     Stopping,
-}
-
-/// A bulk transfer goes through one large buffer, read and written in turn: it stays in the cache,
-/// where a lap through the provided buffers would not.
-enum Bulk {
-    /// Not in bulk mode.
-    Off,
-    /// The provided buffers have to be sent first.
-    Wanted,
-    /// The buffer is being received into, without waiting.
-    Receiving(Buf),
-    /// Nothing was there; the buffer was given back and the source is watched.
-    Watching,
-    /// `buf[done..filled]` is being sent.
-    Sending { buf: Buf, done: usize, filled: usize },
 }
 
 /// What `sendmsg` reads while it runs: it must not move or go before the completion.
@@ -121,21 +106,21 @@ struct Message {
 }
 
 impl Way {
-    const fn from(self) -> Side {
+    pub(super) const fn from(self) -> Side {
         match self {
             Self::Up => Side::Client,
             Self::Down => Side::App,
         }
     }
 
-    const fn receive(self) -> Kind {
+    pub(super) const fn receive(self) -> Kind {
         match self {
             Self::Up => Kind::ReceiveUp,
             Self::Down => Kind::ReceiveDown,
         }
     }
 
-    const fn send(self) -> Kind {
+    pub(super) const fn send(self) -> Kind {
         match self {
             Self::Up => Kind::SendUp,
             Self::Down => Kind::SendDown,
@@ -364,7 +349,7 @@ impl Core {
     }
 
     /// What a way does next, whatever just happened.
-    fn go_on(&mut self, key: usize, way: Way) {
+    pub(super) fn go_on(&mut self, key: usize, way: Way) {
         let relay = &mut self.relays[key];
         let half = &mut relay.ways[way as usize];
         if !relay.stopping && !half.done {
@@ -464,104 +449,6 @@ impl Core {
         self.push(entry, way.receive().of(key));
     }
 
-    fn receive_bulk(&mut self, key: usize, way: Way, mut buf: Buf) {
-        let relay = &mut self.relays[key];
-        let half = &mut relay.ways[way as usize];
-        let source = types::Fd(half.source);
-        let entry = opcode::Recv::new(source, buf.as_mut_ptr(), buf.len() as u32)
-            .flags(libc::MSG_DONTWAIT)
-            .build();
-        half.bulk = Bulk::Receiving(buf);
-        half.receive = Receive::On;
-        relay.operations += 1;
-        self.push(entry, way.receive().of(key));
-    }
-
-    /// A receive of bulk mode is back.
-    fn received_bulk(&mut self, key: usize, way: Way, result: i32) {
-        let relay = &mut self.relays[key];
-        relay.operations -= 1;
-        let half = &mut relay.ways[way as usize];
-        half.receive = Receive::Off;
-        let Bulk::Receiving(buf) = std::mem::replace(&mut half.bulk, Bulk::Off) else {
-            unreachable!("only called in this state")
-        };
-        match result {
-            1.. if !half.done && !relay.stopping => {
-                self.send_bulk(key, way, buf, 0, result as usize);
-            }
-            0 => {
-                half.ended = true;
-                half.end_of_file = true;
-                relay.flow.finish(way.from());
-            }
-            _ if half.done || relay.stopping => {}
-            error if is_pause(-error) => {
-                drop(buf);
-                half.bulk = Bulk::Watching;
-                half.receive = Receive::On;
-                relay.operations += 1;
-                let entry = opcode::PollAdd::new(types::Fd(half.source), libc::POLLIN as u32);
-                self.push(entry.build(), way.receive().of(key));
-            }
-            _ => {
-                half.ended = true;
-                relay.flow.fail(way.from());
-            }
-        }
-        self.go_on(key, way);
-    }
-
-    /// The source of a bulk transfer has something again, or the watch was called back.
-    fn watched_bulk(&mut self, key: usize, way: Way) {
-        let relay = &mut self.relays[key];
-        relay.operations -= 1;
-        let half = &mut relay.ways[way as usize];
-        half.receive = Receive::Off;
-        half.bulk = Bulk::Wanted;
-        self.go_on(key, way);
-    }
-
-    fn send_bulk(&mut self, key: usize, way: Way, buf: Buf, done: usize, filled: usize) {
-        let relay = &mut self.relays[key];
-        let half = &mut relay.ways[way as usize];
-        let rest = &buf[done..filled];
-        let entry = opcode::Send::new(types::Fd(half.sink), rest.as_ptr(), rest.len() as u32)
-            .flags(SEND)
-            .build();
-        half.bulk = Bulk::Sending { buf, done, filled };
-        half.sending = 1;
-        relay.operations += 1;
-        self.sent.push((key, way));
-        self.push(entry, way.send().of(key));
-    }
-
-    /// A send of bulk mode is back.
-    fn sent_bulk(&mut self, key: usize, way: Way, result: i32) {
-        let relay = &mut self.relays[key];
-        let half = &mut relay.ways[way as usize];
-        let Bulk::Sending { buf, done, filled } = std::mem::replace(&mut half.bulk, Bulk::Off)
-        else {
-            unreachable!("only called in this state")
-        };
-        if result < 0 && !is_pause(-result) {
-            relay.flow.fail(way.from().other());
-            half.done = true;
-        } else if !relay.stopping {
-            let done = done + result.max(0) as usize;
-            half.stalled = false;
-            relay.flow.moved(way.from(), result.max(0) as usize);
-            if done < filled {
-                self.send_bulk(key, way, buf, done, filled);
-            } else if filled < SIZE {
-                half.full = 0;
-            } else {
-                self.receive_bulk(key, way, buf);
-            }
-        }
-        self.go_on(key, way);
-    }
-
     /// Send what waits: one buffer as it is, several with one call.
     fn send(&mut self, key: usize, way: Way) {
         let relay = &mut self.relays[key];
@@ -602,7 +489,7 @@ impl Message {
 }
 
 /// An error that means "not now": no buffer, told to stop, or interrupted.
-const fn is_pause(errno: i32) -> bool {
+pub(super) const fn is_pause(errno: i32) -> bool {
     matches!(errno, libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN)
 }
 
