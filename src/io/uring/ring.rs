@@ -83,6 +83,8 @@ pub(super) struct Core {
     /// Something was pushed since the last enter.
     dirty: bool,
     driver: Option<Waker>,
+    /// Operations the kernel has not completed, the requests to cancel one among them.
+    operations: usize,
     gauges: Arc<Gauges>,
     /// The buffers in use that `gauges` knows of.
     told: u64,
@@ -165,6 +167,7 @@ impl Ring {
             overflow: std::collections::VecDeque::new(),
             dirty: false,
             driver: None,
+            operations: 0,
             gauges,
             told: 0,
         };
@@ -256,14 +259,16 @@ impl Ring {
 }
 
 impl Core {
+    /// Whether the kernel has nothing of ours: not even a cancel that came too late to find anything.
     fn is_quiet(&self) -> bool {
-        self.polls.is_empty() && self.relays.is_empty() && self.inlets.is_empty()
+        self.operations == 0
     }
 
     /// Queue an operation. It reaches the kernel at the next enter, in this turn of the loop.
     #[allow(unsafe_code, reason = "the ring cannot know what an operation points to")]
     pub(super) fn push(&mut self, entry: squeue::Entry, user_data: u64) {
         let entry = entry.user_data(user_data);
+        self.operations += 1;
         self.gauges.ring_ops.fetch_add(1, Ordering::Relaxed);
         if !self.dirty {
             self.dirty = true;
@@ -351,6 +356,7 @@ impl Core {
         let mut results = std::mem::take(&mut self.results);
         for (user_data, result, flags) in results.drain(..) {
             if !cqueue::more(flags) {
+                self.operations -= 1;
                 self.gauges.ring_ops.fetch_sub(1, Ordering::Relaxed);
             }
             let (kind, key) = Kind::split(user_data);
