@@ -1,7 +1,7 @@
 //! The bodies of an exchange. They pass frames on as they come; on the way they tell the [`Lease`]
 //! when they have come to their end, and the request's watches that its client goes on sending.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use slab::Slab;
 
 use super::exchange::Lease;
 use super::wire::{Alarm, Head};
@@ -123,7 +124,7 @@ impl Body for Upload {
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
                 this.received += frame.data_ref().map_or(0, |data| data.len() as u64);
-                if this.incoming.is_end_stream() {
+                if frame.is_trailers() || this.incoming.is_end_stream() {
                     this.end();
                 }
                 Some(Ok(frame))
@@ -217,7 +218,8 @@ impl Answer {
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
         match &frame {
-            Some(Ok(_)) if !incoming.is_end_stream() => {}
+            // Nothing comes after trailers, and nobody may ask.
+            Some(Ok(frame)) if frame.is_data() && !incoming.is_end_stream() => {}
             Some(Ok(_)) | None => self.end(),
             Some(Err(_)) => {
                 self.lease.will_be(Outcome::AppReset);
@@ -266,20 +268,60 @@ enum Content {
     Answer(Answer),
 }
 
-/// A request is being served on a connection that serves one at a time.
-pub struct Busy(Rc<Cell<Head>>);
+/// A request is being served.
+pub enum Busy {
+    /// On a connection that serves one at a time.
+    One(Rc<Cell<Head>>),
+    /// On one that serves many: how many, and since when this one's client does not take its answer.
+    Many(Rc<Streams>, usize),
+}
+
+/// The requests being served on one HTTP/2 connection, and since when the client has left a piece of
+/// an answer untaken. (The socket does not tell: it is the stream's window that is full.)
+#[derive(Default)]
+pub struct Streams(RefCell<Slab<Option<Instant>>>);
+
+impl Streams {
+    /// Whether no request is being served.
+    pub fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
+    /// Since when the one that has waited longest for its client waits.
+    pub fn stalled_since(&self) -> Option<Instant> {
+        self.0.borrow().iter().filter_map(|(_, since)| *since).min()
+    }
+}
 
 impl Busy {
     /// From now until it is dropped.
-    pub fn new(head: Rc<Cell<Head>>) -> Self {
+    pub fn one(head: Rc<Cell<Head>>) -> Self {
         head.set(Head::Busy);
-        Self(head)
+        Self::One(head)
+    }
+
+    /// From now until it is dropped.
+    pub fn many(streams: Rc<Streams>) -> Self {
+        let key = streams.0.borrow_mut().insert(None);
+        Self::Many(streams, key)
+    }
+
+    /// A piece of the answer was handed out, and more will come; or it was waited for.
+    fn handed_out(&self, piece: bool) {
+        if let Self::Many(streams, key) = self {
+            streams.0.borrow_mut()[*key] = piece.then(Instant::now);
+        }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.set(Head::Idle(Instant::now()));
+        match self {
+            Self::One(head) => head.set(Head::Idle(Instant::now())),
+            Self::Many(streams, key) => {
+                streams.0.borrow_mut().remove(*key);
+            }
+        }
     }
 }
 
@@ -306,14 +348,21 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut self.content {
+        let this = &mut *self;
+        match &mut this.content {
             Content::Empty => Poll::Ready(None),
             Content::Words(words) => {
                 let words = std::mem::take(words);
-                self.content = Content::Empty;
+                this.content = Content::Empty;
                 Poll::Ready((!words.is_empty()).then(|| Ok(Frame::data(words))))
             }
-            Content::Answer(answer) => answer.poll_frame(cx),
+            Content::Answer(answer) => {
+                let frame = answer.poll_frame(cx);
+                if let Some(busy) = &this.busy {
+                    busy.handed_out(matches!(frame, Poll::Ready(Some(Ok(_)))) && !answer.done);
+                }
+                frame
+            }
         }
     }
 

@@ -40,7 +40,7 @@ use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 
 use super::registry::Stage;
-use super::{Conn, Port};
+use super::{Conn, Port, QueuedHalfClose};
 use crate::io::{Engine, sock};
 use stack::{Front, stack};
 use tunnel::{Entrance, Tunnel};
@@ -116,6 +116,10 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// that answer: were the socket closed at once, a RST would overtake it.
 const LINGER: Duration = Duration::from_millis(500);
 
+/// How long an HTTP/2 client has to answer the two steps of a farewell before its idle connection is
+/// closed.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// One client's connection, as every request on it sees it.
 pub struct Client<E: Engine> {
     upstream: Rc<Upstream<E>>,
@@ -123,6 +127,8 @@ pub struct Client<E: Engine> {
     address: Option<SocketAddr>,
     http2: bool,
     line: Rc<Line<E>>,
+    /// The requests being served, if there can be several.
+    streams: Rc<body::Streams>,
     /// What the application is told of the client, ready to be put into a request.
     forwarded_for: Option<HeaderValue>,
     forwarded: Option<HeaderValue>,
@@ -146,6 +152,7 @@ impl<E: Engine> Client<E> {
             address,
             http2: version == Version::Two,
             line,
+            streams: Rc::default(),
             forwarded_for: ip.and_then(|ip| value(ip.to_string())),
             forwarded: node.and_then(|node| value(format!("for={node}"))),
             tunnel: RefCell::default(),
@@ -209,6 +216,7 @@ async fn serve_one<E: Engine>(engine: &E, client: &Rc<Client<E>>) -> Over<E> {
         .header_read_timeout(None)
         .max_buf_size(MAX_HEAD)
         .auto_date_header(false)
+        .half_close(client.config.queued_half_close == QueuedHalfClose::Keep)
         .serve_connection(io, front);
     let end = drive(engine, client, Pin::new(&mut connection), |c| c.graceful_shutdown()).await;
     let tunnel = client.tunnel.borrow_mut().take();
@@ -250,14 +258,15 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
     let shared = &client.port().shared;
     let mut closing = shared.closing.watch();
     let mut cut = shared.cut.watch();
-    let mut told = false;
-    let (mut head, mut stall) = (Watch::new(engine), Watch::new(engine));
+    let mut told = None;
+    let (mut head, mut stall, mut quiet) =
+        (Watch::new(engine), Watch::new(engine), Watch::new(engine));
     std::future::poll_fn(|cx| {
         if connection.as_mut().poll(cx).is_ready() {
             return Poll::Ready(End::Done);
         }
-        if !told && Pin::new(&mut closing).poll(cx).is_ready() && !has_more(client) {
-            told = true;
+        if told.is_none() && Pin::new(&mut closing).poll(cx).is_ready() && !has_more(client) {
+            told = Some(Instant::now());
             graceful(connection.as_mut());
             if connection.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(End::Done);
@@ -268,6 +277,19 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
         }
         if let Poll::Ready(end) = poll_head(line, config, &mut head, cx) {
             return Poll::Ready(end);
+        }
+        // A client that does not answer the PING of a drain does not hold it up.
+        if let Some(told) = told
+            && client.http2
+            && client.streams.is_empty()
+            && quiet.poll_past(told + FAREWELL, cx).is_ready()
+        {
+            return Poll::Ready(End::Done);
+        }
+        if let Some(since) = client.streams.stalled_since()
+            && quiet.poll_past(since + config.write_stall_timeout, cx).is_ready()
+        {
+            return Poll::Ready(End::Stalled);
         }
         stall.poll_stalled(line, config.write_stall_timeout, cx).map(|()| End::Stalled)
     })
@@ -292,11 +314,11 @@ fn poll_head<E: Engine>(
     }
 }
 
-/// Whether the client has said something on an idle connection that has not been read yet: that is
+/// Whether the client has said something between two requests that has not been read yet: that is
 /// answered before the connection closes.
 fn has_more<E: Engine>(client: &Client<E>) -> bool {
     let mut byte = [0];
-    matches!(client.line.head(), Head::Idle(_))
+    client.line.head() != Head::Busy
         && sock::peek(&client.line.socket(), &mut byte).is_ok_and(|length| length > 0)
 }
 
@@ -320,13 +342,18 @@ async fn close<E: Engine>(engine: &E, line: Rc<Line<E>>, end: End) {
         End::Stalled => sock::reset(socket),
         End::Done | End::SlowHead | End::Idle | End::Cut if !ended => {
             let _ = socket.shutdown(Shutdown::Write);
-            let deadline = Instant::now() + LINGER;
-            tokio::select! {
-                () = engine.discard(&stream) => {}
-                () = engine.sleep_until(deadline) => {}
-            }
+            linger(engine, &stream).await;
         }
         _ => {}
+    }
+}
+
+/// Read what the client still sends, for a while.
+pub(super) async fn linger<E: Engine>(engine: &E, stream: &E::Stream) {
+    let deadline = Instant::now() + LINGER;
+    tokio::select! {
+        () = engine.discard(stream) => {}
+        () = engine.sleep_until(deadline) => {}
     }
 }
 

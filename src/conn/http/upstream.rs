@@ -325,13 +325,16 @@ impl<E: Engine> Upstream<E> {
 
     /// Have connection `key` end.
     fn close(&self, key: usize) {
-        if let Some(link) = self.links.borrow_mut().get_mut(key) {
-            link.sender = None;
-        }
+        let sender = self.links.borrow_mut().get_mut(key).and_then(|link| link.sender.take());
+        drop(sender);
     }
 }
 
 impl<E: Engine> Home for Upstream<E> {
+    fn end(&self, key: usize) {
+        self.close(key);
+    }
+
     fn left(&self, body: Incoming, lease: Rc<Lease>) {
         if let Some(upstream) = self.myself.upgrade() {
             upstream.leave_stream(body, lease);

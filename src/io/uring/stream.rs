@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   receive ── bytes ──→ waiting ──poll_read──→ the reader's buffer; ours is given back
-//!      └ more than HIGH waiting: stop receiving; start again when all is read
+//!      └ HIGH waiting: stop receiving; start again when all is read
 //! ```
 //!
 //! Always true: bytes are read in the order they came: no direct read while a receive is in the
@@ -24,8 +24,8 @@ use super::buffers::{Filled, GROUP};
 use super::ring::{Core, Kind, Ready, Ring};
 use crate::io::sock;
 
-/// Buffers that may wait for the reader before receiving stops.
-const HIGH: usize = 4;
+/// Buffers that may wait before receiving stops: for a reader that asked, and for one that did not.
+const HIGH: [usize; 2] = [4, 1];
 
 /// A connection that is read and written a piece at a time. Dropping it closes it.
 pub struct Io {
@@ -279,10 +279,8 @@ impl Core {
             }
             return;
         }
-        if let Some(reader) = inlet.reader.take() {
-            reader.wake();
-        }
-        if inlet.waiting.len() >= HIGH && inlet.receive == Receive::On {
+        let asked = inlet.reader.take().map(Waker::wake).is_some();
+        if inlet.waiting.len() >= HIGH[usize::from(!asked)] && inlet.receive == Receive::On {
             inlet.receive = Receive::Stopping;
             self.recall_inlet(key);
         }
