@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -279,17 +279,26 @@ pub enum Busy {
 /// The requests being served on one HTTP/2 connection, and since when the client has left a piece of
 /// an answer untaken. (The socket does not tell: it is the stream's window that is full.)
 #[derive(Default)]
-pub struct Streams(RefCell<Slab<Option<Instant>>>);
+pub struct Streams {
+    since: RefCell<Slab<Option<Instant>>>,
+    /// Who watches, while nothing is untaken.
+    watch: RefCell<Option<Waker>>,
+}
 
 impl Streams {
     /// Whether no request is being served.
     pub fn is_empty(&self) -> bool {
-        self.0.borrow().is_empty()
+        self.since.borrow().is_empty()
     }
 
-    /// Since when the one that has waited longest for its client waits.
-    pub fn stalled_since(&self) -> Option<Instant> {
-        self.0.borrow().iter().filter_map(|(_, since)| *since).min()
+    /// Since when the one that has waited longest for its client waits. The task is woken when the
+    /// first begins to.
+    pub fn stalled_since(&self, cx: &Context<'_>) -> Option<Instant> {
+        let since = self.since.borrow().iter().filter_map(|(_, since)| *since).min();
+        if since.is_none() {
+            *self.watch.borrow_mut() = Some(cx.waker().clone());
+        }
+        since
     }
 }
 
@@ -302,14 +311,17 @@ impl Busy {
 
     /// From now until it is dropped.
     pub fn many(streams: Rc<Streams>) -> Self {
-        let key = streams.0.borrow_mut().insert(None);
+        let key = streams.since.borrow_mut().insert(None);
         Self::Many(streams, key)
     }
 
     /// A piece of the answer was handed out, and more will come; or it was waited for.
     fn handed_out(&self, piece: bool) {
         if let Self::Many(streams, key) = self {
-            streams.0.borrow_mut()[*key] = piece.then(Instant::now);
+            streams.since.borrow_mut()[*key] = piece.then(Instant::now);
+            if piece && let Some(watch) = streams.watch.take() {
+                watch.wake();
+            }
         }
     }
 }
@@ -319,7 +331,7 @@ impl Drop for Busy {
         match self {
             Self::One(head) => head.set(Head::Idle(Instant::now())),
             Self::Many(streams, key) => {
-                streams.0.borrow_mut().remove(*key);
+                streams.since.borrow_mut().remove(*key);
             }
         }
     }

@@ -286,7 +286,8 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
         {
             return Poll::Ready(End::Done);
         }
-        if let Some(since) = client.streams.stalled_since()
+        if client.http2
+            && let Some(since) = client.streams.stalled_since(cx)
             && quiet.poll_past(since + config.write_stall_timeout, cx).is_ready()
         {
             return Poll::Ready(End::Stalled);
