@@ -30,7 +30,7 @@ use crate::io::Engine;
 use crate::outcome::{Outcome, Reason};
 
 /// How long a slot is held after its stream was reset.
-const SETTLE: Duration = Duration::from_millis(100);
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// A preface and empty settings (RFC 9113, section 3.4).
 const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
