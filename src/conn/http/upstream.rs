@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Always true: open connections of all workers together never outnumber the limit; one carries the
-//! next request only after a complete exchange; a slot whose exchange broke is held until the
-//! application has ended, for `abandon-timeout` at most.
+//! next request only after a complete exchange; a seat is given back when the application has ended
+//! its connection; so is a slot whose exchange broke, after `abandon-timeout` at the latest.
 
 use std::cell::RefCell;
 use std::net::Shutdown;
@@ -40,6 +40,9 @@ use crate::outcome::{Outcome, Reason};
 /// How long a connection is kept for the next request: shorter than the applications people run
 /// keep theirs, so that we close first (Node 5 s, gunicorn 2 s when threaded, nginx 75 s).
 const KEEP_IDLE: Duration = Duration::from_millis(1500);
+
+/// How long an application may take to end a connection after its last exchange before it is reset.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// One worker's connections to the application of one port.
 pub struct Upstream<E: Engine> {
@@ -245,12 +248,8 @@ impl<E: Engine> Upstream<E> {
                 let _ = taker.send(Switched { line, read, seat });
                 return;
             }
-            (State::Over, _) => {}
-            _ => {
-                if let Some(slot) = lease.take() {
-                    self.wind_up(line, slot, halt, config.abandon_timeout).await;
-                }
-            }
+            (State::Over, _) => self.wind_up(line, None, halt, PARTING).await,
+            _ => self.wind_up(line, lease.take(), halt, config.abandon_timeout).await,
         }
         drop(seat);
     }
@@ -285,31 +284,37 @@ impl<E: Engine> Upstream<E> {
         .await
     }
 
-    /// An exchange broke, or its client left: tell the application so, and wait until it has ended.
+    /// A connection will not be used again: tell the application so, and wait until it has ended, so
+    /// that it never has more connections than seats. A slot that is still held is held as long.
     async fn wind_up(
         &self,
         line: Rc<Line<E>>,
-        slot: Slot,
+        slot: Option<Slot>,
         halt: Option<Outcome>,
-        abandon: Duration,
+        patience: Duration,
     ) {
+        let will_be = |outcome| {
+            if let Some(slot) = &slot {
+                slot.will_be(outcome);
+            }
+        };
         let ended = line.has_ended();
         let Some((stream, _)) = line.reclaim().await else { return };
         if let Some(outcome) = halt {
-            slot.will_be(outcome);
+            will_be(outcome);
             sock::reset(self.engine.socket(&stream));
         } else if !ended {
             let _ = self.engine.socket(&stream).shutdown(Shutdown::Write);
-            let deadline = Instant::now() + abandon;
+            let deadline = Instant::now() + patience;
             tokio::select! {
                 biased;
                 () = self.engine.discard(&stream) => {}
                 () = self.engine.sleep_until(deadline) => {
-                    slot.will_be(Outcome::Abandoned);
+                    will_be(Outcome::Abandoned);
                     sock::reset(self.engine.socket(&stream));
                 }
                 () = self.port.shared.cut.raised() => {
-                    slot.will_be(Outcome::Cut);
+                    will_be(Outcome::Cut);
                     sock::reset(self.engine.socket(&stream));
                 }
             }
