@@ -50,7 +50,7 @@ pub struct Summary {
 pub const COLUMNS: [(&str, usize); 10] = [
     ("act", 5),
     ("gateway", 7),
-    ("offered/s", 9),
+    ("came/s", 6),
     ("200/s", 6),
     ("queued", 6),
     ("p50 ms", 6),
