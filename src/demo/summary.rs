@@ -56,7 +56,7 @@ pub const COLUMNS: [(&str, usize); 10] = [
     ("p50 ms", 6),
     ("p99 ms", 6),
     ("503", 5),
-    ("gave up", 7),
+    ("left", 5),
     ("at once", 7),
 ];
 
