@@ -16,11 +16,8 @@ use super::exchange::Lease;
 use super::wire::{Alarm, Head};
 use crate::outcome::Outcome;
 
-/// How long the body of a request may keep the application waiting besides what its bytes earn it.
-pub const SLOW_START: Duration = Duration::from_secs(10);
-
 /// Bytes that earn a second of waiting: the slowest link worth a slot (Apache's `MinRate`).
-pub const LEAST_RATE: u64 = 500;
+const LEAST_RATE: u64 = 500;
 
 /// What goes wrong with a request on its way to the application.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +38,8 @@ pub struct Upload {
     /// How to make an alarm; the engine's business.
     alarm_at: Box<dyn Fn(Instant) -> Alarm>,
     alarm: Option<Alarm>,
+    /// How long it may keep the application waiting, besides what its bytes earn.
+    patience: Duration,
     received: u64,
     waited: Duration,
     waits_since: Option<Instant>,
@@ -49,9 +48,14 @@ pub struct Upload {
 
 impl Upload {
     /// The body of a request that has one.
-    pub fn new(incoming: Incoming, alarm_at: Box<dyn Fn(Instant) -> Alarm>) -> Self {
+    pub fn new(
+        incoming: Incoming,
+        patience: Duration,
+        alarm_at: Box<dyn Fn(Instant) -> Alarm>,
+    ) -> Self {
         Self {
             incoming,
+            patience,
             lease: None,
             alarm_at,
             alarm: None,
@@ -64,7 +68,7 @@ impl Upload {
 
     /// How long the client may keep us waiting in all, for what it has sent so far.
     fn allowed(&self) -> Duration {
-        SLOW_START + Duration::from_secs(self.received / LEAST_RATE)
+        self.patience + Duration::from_secs(self.received / LEAST_RATE)
     }
 
     fn tell(&self, what: impl FnOnce(&Lease)) {

@@ -53,6 +53,14 @@ pub struct Config {
     /// How long the head of a request may take to come, from its first byte; and the first byte of a
     /// new connection.
     pub header_timeout: Duration,
+    /// How long the body of a request may keep the application waiting, besides what its bytes earn.
+    pub body_timeout: Duration,
+    /// The longest head of a request, in bytes.
+    pub max_head: usize,
+    /// Streams of one HTTP/2 connection at once.
+    pub max_streams: u32,
+    /// How long an idle connection to the application is kept for the next request.
+    pub app_keepalive: Duration,
     /// What a request is told that found no room: 503 or 429.
     pub refuse_status: StatusCode,
     /// The header in which clients say how long they wait, besides `grpc-timeout`.
@@ -98,15 +106,14 @@ pub enum Version {
     Two,
 }
 
-/// The head of one request, and what is read of a body at once. (Of headers hyper takes 100 by
-/// default; saying so would make it fill a table of 100 for each message.)
-const MAX_HEAD: usize = 32 * 1024;
+// Of the headers of one message hyper takes 100; saying so would make it fill a table of 100 for each.
 
 /// What is read of an answer at once.
 const APP_BUFFER: usize = 64 * 1024;
 
-/// Streams of one HTTP/2 connection at once.
-const MAX_STREAMS: u32 = 100;
+/// Streams we open on one HTTP/2 connection to the application, and the heads it may answer with.
+const APP_STREAMS: usize = 100;
+const APP_HEAD: u32 = 64 * 1024;
 
 /// What one stream, and one connection, may send before somebody reads it.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -214,7 +221,7 @@ async fn serve_one<E: Engine>(engine: &E, client: &Rc<Client<E>>) -> Over<E> {
     let mut connection = http1::Builder::new()
         // The timers are ours: hyper's would run, and be allocated, for every idle connection.
         .header_read_timeout(None)
-        .max_buf_size(MAX_HEAD)
+        .max_buf_size(client.config.http.max_head)
         .auto_date_header(false)
         .half_close(client.config.queued_half_close == QueuedHalfClose::Keep)
         .serve_connection(io, front);
@@ -234,10 +241,10 @@ async fn serve_two<E: Engine>(engine: &E, client: &Rc<Client<E>>) -> End {
     let front = Front::new(client.clone(), stack(client.clone()));
     let io = TokioIo::new(client.line.wire());
     let connection = http2::Builder::new(Tasks(engine.clone()))
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(client.config.http.max_streams)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(MAX_HEAD as u32)
+        .max_header_list_size(u32::try_from(client.config.http.max_head).unwrap_or(u32::MAX))
         // Streams that were reset, by either side, and are not cleared away yet: floods of them end
         // the connection (CVE-2023-44487, CVE-2025-8671).
         .max_pending_accept_reset_streams(20)

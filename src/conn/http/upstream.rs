@@ -37,10 +37,6 @@ use crate::conn::{Config, Port, connect};
 use crate::io::{Engine, sock};
 use crate::outcome::{Outcome, Reason};
 
-/// How long a connection is kept for the next request: shorter than the applications people run
-/// keep theirs, so that we close first (Node 5 s, gunicorn 2 s when threaded, nginx 75 s).
-const KEEP_IDLE: Duration = Duration::from_millis(1500);
-
 /// How long an application may take to end a connection after its last exchange before it is reset.
 const PARTING: Duration = Duration::from_secs(1);
 
@@ -367,7 +363,8 @@ impl<E: Engine> Home for Upstream<E> {
 async fn keep_house<E: Engine>(upstream: Rc<Upstream<E>>) {
     let closing = upstream.port.shared.closing.clone();
     loop {
-        let oldest = upstream.idle.borrow().first().map(|(_, since)| *since + KEEP_IDLE);
+        let keep = upstream.port.config().http.app_keepalive;
+        let oldest = upstream.idle.borrow().first().map(|(_, since)| *since + keep);
         let spare = pin!(upstream.port.app_spare.notified());
         let asked = async {
             match oldest {
@@ -388,7 +385,7 @@ async fn keep_house<E: Engine>(upstream: Rc<Upstream<E>>) {
         let now = Instant::now();
         let mut old: Vec<usize> = Vec::new();
         upstream.idle.borrow_mut().retain(|(key, since)| {
-            let expired = asked && old.is_empty() || now >= *since + KEEP_IDLE;
+            let expired = asked && old.is_empty() || now >= *since + keep;
             if expired {
                 old.push(*key);
             }
