@@ -273,10 +273,16 @@ enum Content {
 }
 
 /// A request is being served.
-pub enum Busy {
-    /// On a connection that serves one at a time.
+pub struct Busy {
+    on: On,
+    /// The connection ends because its client does not take what it is sent.
+    stalled: Rc<Cell<bool>>,
+}
+
+enum On {
+    /// A connection that serves one at a time.
     One(Rc<Cell<Head>>),
-    /// On one that serves many: how many, and since when this one's client does not take its answer.
+    /// One that serves many: since when this one's client does not take its answer.
     Many(Rc<Streams>, usize),
 }
 
@@ -307,21 +313,21 @@ impl Streams {
 }
 
 impl Busy {
-    /// From now until it is dropped.
-    pub fn one(head: Rc<Cell<Head>>) -> Self {
+    /// From now until it is dropped, on a connection that serves one at a time.
+    pub fn one(head: Rc<Cell<Head>>, stalled: Rc<Cell<bool>>) -> Self {
         head.set(Head::Busy);
-        Self::One(head)
+        Self { on: On::One(head), stalled }
     }
 
-    /// From now until it is dropped.
-    pub fn many(streams: Rc<Streams>) -> Self {
+    /// From now until it is dropped, on one that serves many.
+    pub fn many(streams: Rc<Streams>, stalled: Rc<Cell<bool>>) -> Self {
         let key = streams.since.borrow_mut().insert(None);
-        Self::Many(streams, key)
+        Self { on: On::Many(streams, key), stalled }
     }
 
     /// A piece of the answer was handed out, and more will come; or it was waited for.
     fn handed_out(&self, piece: bool) {
-        if let Self::Many(streams, key) = self {
+        if let On::Many(streams, key) = &self.on {
             streams.since.borrow_mut()[*key] = piece.then(Instant::now);
             if piece && let Some(watch) = streams.watch.take() {
                 watch.wake();
@@ -332,11 +338,21 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        match self {
-            Self::One(head) => head.set(Head::Idle(Instant::now())),
-            Self::Many(streams, key) => {
+        match &self.on {
+            On::One(head) => head.set(Head::Idle(Instant::now())),
+            On::Many(streams, key) => {
                 streams.since.borrow_mut().remove(*key);
             }
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let (Content::Answer(answer), Some(busy)) = (&self.content, &self.busy)
+            && busy.stalled.get()
+        {
+            answer.lease.will_be(Outcome::ClientStalled);
         }
     }
 }

@@ -24,7 +24,7 @@ mod tunnel;
 mod upstream;
 mod wire;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::{Shutdown, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -136,6 +136,8 @@ pub struct Client<E: Engine> {
     line: Rc<Line<E>>,
     /// The requests being served, if there can be several.
     streams: Rc<body::Streams>,
+    /// It ends because the client does not take what it is sent.
+    stalled: Rc<Cell<bool>>,
     /// What the application is told of the client, ready to be put into a request.
     forwarded_for: Option<HeaderValue>,
     forwarded: Option<HeaderValue>,
@@ -160,6 +162,7 @@ impl<E: Engine> Client<E> {
             http2: version == Version::Two,
             line,
             streams: Rc::default(),
+            stalled: Rc::default(),
             forwarded_for: ip.and_then(|ip| value(ip.to_string())),
             forwarded: node.and_then(|node| value(format!("for={node}"))),
             tunnel: RefCell::default(),
@@ -297,9 +300,13 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
             && let Some(since) = client.streams.stalled_since(cx)
             && quiet.poll_past(since + config.write_stall_timeout, cx).is_ready()
         {
+            client.stalled.set(true);
             return Poll::Ready(End::Stalled);
         }
-        stall.poll_stalled(line, config.write_stall_timeout, cx).map(|()| End::Stalled)
+        stall.poll_stalled(line, config.write_stall_timeout, cx).map(|()| {
+            client.stalled.set(true);
+            End::Stalled
+        })
     })
     .await
 }

@@ -88,8 +88,8 @@ where
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let client = &self.client;
         let busy = Some(match client.http2 {
-            true => Busy::many(client.streams.clone()),
-            false => Busy::one(client.line.head.clone()),
+            true => Busy::many(client.streams.clone(), client.stalled.clone()),
+            false => Busy::one(client.line.head.clone(), client.stalled.clone()),
         });
         // No layer of the stack has a readiness of its own: what can be full is the gate, and it says
         // so in its answer.

@@ -157,6 +157,7 @@ impl Io {
             if let Some(filled) = core.inlets[key].waiting.take() {
                 unread.extend_from_slice(core.buffers.bytes(filled));
                 core.buffers.give_back(filled.id);
+                core.tell_buffers();
             }
         }
         (socket, unread)
@@ -252,6 +253,7 @@ impl Core {
             let id = filled.id;
             inlet.waiting = None;
             self.buffers.give_back(id);
+            self.tell_buffers();
         }
         true
     }
@@ -329,7 +331,9 @@ impl Core {
         let inlet = &mut self.inlets[key];
         if let Some(filled) = inlet.waiting.take() {
             self.buffers.give_back(filled.id);
+            self.tell_buffers();
         }
+        let inlet = &mut self.inlets[key];
         let receive = inlet.receive;
         if receive == Receive::Off {
             self.inlets.remove(key);
@@ -341,7 +345,7 @@ impl Core {
             inlet.receive = Receive::Stopping;
             self.recall_inlet(key);
         }
-        // Nothing queued may still name the descriptor.
-        self.flush();
+        // Nothing queued may still name the descriptor, and nothing in the kernel keep it open.
+        self.flush_and_work();
     }
 }
