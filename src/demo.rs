@@ -150,8 +150,9 @@ async fn act(
 }
 
 /// What somebody would type after `tidegate run --listen …`.
-fn gateway_flags(engine: &str) -> [(&'static str, String); 6] {
+fn gateway_flags(engine: &str) -> [(&'static str, String); 7] {
     [
+        ("protocol", "http".into()),
         ("limit", LIMIT.to_string()),
         ("queue-length", QUEUE.to_string()),
         ("queue-timeout", "250ms".into()),

@@ -108,7 +108,7 @@ fn a_pipe_gets_rows_a_table_and_a_sentence_for_each_act() {
     assert!(!text.contains(['\r', '\x1b']), "{text:?}");
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
 
-    let (live, summary) = text.split_once("p99 ms  refused").expect("the table");
+    let (live, summary) = text.split_once("p99 ms    503").expect("the table");
     let rows = ["calm   without", "surge  without", "calm   with ", "surge  with ", "drain  with "];
     for row in rows {
         assert!(live.contains(row), "{row} is not in\n{live}");

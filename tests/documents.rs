@@ -29,7 +29,7 @@ fn the_readme_has_the_table_of_settings() {
 }
 
 /// Promises name the tests that prove them: `strict::a_storm_under_a_changing_limit` is that function
-/// in tests/it/strict.rs, tests/strict.rs, src/strict.rs or src/strict/mod.rs.
+/// in tests/it/strict.rs, tests/it/http/strict.rs, tests/strict.rs, src/strict.rs or src/strict/mod.rs.
 #[test]
 fn every_test_that_is_named_exists() {
     let mut missing = BTreeSet::new();
@@ -47,6 +47,7 @@ fn every_test_that_is_named_exists() {
             named += 1;
             let files = [
                 format!("tests/it/{module}.rs"),
+                format!("tests/it/http/{module}.rs"),
                 format!("tests/{module}.rs"),
                 format!("src/{module}.rs"),
                 format!("src/{module}/mod.rs"),

@@ -1,8 +1,8 @@
 //! Both engines against the promises their trait makes: one suite, run once per engine.
 //! Nothing here sleeps to synchronise.
 
-use std::future::Future;
-use std::io::{Read, Write};
+use std::future::{Future, poll_fn};
+use std::io::{IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::pin::pin;
 use std::rc::Rc;
@@ -16,6 +16,7 @@ use tidegate::io::epoll::Epoll;
 use tidegate::io::flow::Patience;
 use tidegate::io::uring::Uring;
 use tidegate::io::{App, Engine, Flow, Gauges, Side, Traffic, listen};
+use tokio::io::ReadBuf;
 use tokio_util::sync::CancellationToken;
 
 /// Long enough for a loaded machine, short enough to fail.
@@ -98,6 +99,26 @@ async fn pair<E: Engine>(engine: &E) -> (TcpStream, TcpStream, E::Stream, E::Str
         peer.set_write_timeout(Some(SOON)).expect("set");
     }
     (client, served, inner, outer)
+}
+
+/// At most `size` bytes of what is there; nothing is the end.
+async fn read<E: Engine>(engine: &E, io: &E::Io, size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    let mut buf = ReadBuf::new(&mut bytes);
+    poll_fn(|cx| engine.poll_read(io, cx, &mut buf)).await.expect("read");
+    let length = buf.filled().len();
+    bytes.truncate(length);
+    bytes
+}
+
+/// All of them, in two slices at a time.
+async fn write<E: Engine>(engine: &E, io: &E::Io, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        let (a, b) = bytes.split_at(bytes.len() / 2);
+        let slices = [IoSlice::new(a), IoSlice::new(b)];
+        let n = poll_fn(|cx| engine.poll_write(io, cx, &slices)).await.expect("written");
+        bytes = &bytes[n..];
+    }
 }
 
 fn flow() -> Rc<Flow> {
@@ -235,6 +256,106 @@ on_both_engines! {
         tokio::select! { () = &mut relaying => panic!("nobody ended it"), () = pile => {} }
         flow.break_off();
         relaying.await;
+    }
+
+    /// Bytes read and written a piece at a time are the same bytes, whatever the pieces, to the end.
+    fn a_piece_at_a_time_is_all_of_it<E>(engine: E) {
+        const LENGTH: usize = 3 << 20;
+        let (client, _served, inner, _outer) = pair(&engine).await;
+        let peer = thread::spawn(move || {
+            let mut writing = client.try_clone().expect("cloned");
+            let writer = thread::spawn(move || {
+                writing.write_all(&pattern(LENGTH)).expect("written");
+                writing.shutdown(Shutdown::Write).expect("shut");
+            });
+            let mut heard = Vec::new();
+            (&client).read_to_end(&mut heard).expect("read");
+            writer.join().expect("writer");
+            heard
+        });
+        let io = engine.open(inner);
+        let mut heard = Vec::new();
+        for size in [1, 7, 100, 4096, 16 * 1024, 100_000].into_iter().cycle() {
+            let piece = read(&engine, &io, size).await;
+            if piece.is_empty() {
+                break;
+            }
+            write(&engine, &io, &piece).await;
+            heard.extend(piece);
+        }
+        assert!(heard == pattern(LENGTH), "{} bytes", heard.len());
+        drop(io);
+        assert!(peer.join().expect("peer") == pattern(LENGTH));
+    }
+
+    /// What was taken from the kernel and not read comes with the connection; the rest is still there.
+    fn a_reclaimed_connection_lost_no_byte<E>(engine: E) {
+        for read_first in [0, 1, 10_000, 16 * 1024, 40_000] {
+            let (client, _served, inner, _outer) = pair(&engine).await;
+            let io = engine.open(inner);
+            // Somebody waits, so that an engine that takes bytes ahead has its chance to.
+            let mut heard = {
+                let mut waiting = pin!(read(&engine, &io, 1));
+                let at = engine.sleep_until(Instant::now() + Duration::from_millis(5));
+                tokio::select! { biased; _ = &mut waiting => panic!("nobody spoke"), () = at => {} }
+                (&client).write_all(&pattern(100_000)).expect("written");
+                client.shutdown(Shutdown::Write).expect("shut");
+                waiting.await
+            };
+            while heard.len() < read_first {
+                heard.extend(read(&engine, &io, read_first - heard.len()).await);
+            }
+            let (stream, unread) = engine.reclaim(io).await;
+            heard.extend(unread);
+            let again = engine.open(stream);
+            loop {
+                let piece = read(&engine, &again, 8192).await;
+                if piece.is_empty() {
+                    break;
+                }
+                heard.extend(piece);
+            }
+            assert!(heard == pattern(100_000), "{} bytes", heard.len());
+        }
+    }
+
+    /// P11: who reads and leaves, leaves nothing behind, and the peer is told.
+    fn a_reader_may_leave_at_any_time<E>(engine: E) {
+        let before = open_descriptors();
+        for round in 0..scale(100, 2_000) {
+            let (mut client, served, inner, outer) = pair(&engine).await;
+            let io = engine.open(inner);
+            {
+                let mut reading = pin!(read(&engine, &io, 4096));
+                let at = engine.sleep_until(Instant::now() + Duration::from_micros(round as u64 % 3));
+                tokio::select! { biased; _ = &mut reading => panic!("nobody spoke"), () = at => {} }
+            }
+            if round % 2 == 0 {
+                client.write_all(b"too late").expect("written");
+            }
+            drop(io);
+            // A FIN, or a RST if bytes were left unread.
+            let mut heard = [0; 1];
+            assert!(!matches!(client.read(&mut heard), Ok(1..)), "nothing was said");
+            drop((client, served, outer));
+        }
+        assert_eq!(open_descriptors(), before, "descriptors leaked");
+    }
+
+    /// Bytes are seen to be there without being taken, by those who only look.
+    fn readable_takes_nothing<E>(engine: E) {
+        let (mut client, _served, inner, _outer) = pair(&engine).await;
+        {
+            let mut readable = pin!(engine.readable(&inner));
+            let at = engine.sleep_until(Instant::now() + Duration::from_millis(2));
+            tokio::select! { biased; () = &mut readable => panic!("nobody spoke"), () = at => {} }
+        }
+        client.write_all(b"hello").expect("written");
+        engine.readable(&inner).await;
+        let io = engine.open(inner);
+        assert_eq!(read(&engine, &io, 100).await, b"hello");
+        drop(client);
+        assert_eq!(read(&engine, &io, 100).await, b"");
     }
 
     /// P11: dropping any future loses nothing and leaves nothing behind: four operations a round,

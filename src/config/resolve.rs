@@ -178,6 +178,10 @@ impl Layers {
     fn http(&self, port: Option<u16>) -> http::Config {
         http::Config {
             header_timeout: self.timeout("header-timeout", port),
+            body_timeout: self.timeout("body-timeout", port),
+            max_head: self.count("max-header-bytes", port).map_or(usize::MAX, |n| n as usize),
+            max_streams: self.count("http2-max-streams", port).unwrap_or(u32::MAX),
+            app_keepalive: self.timeout("app-keepalive", port),
             refuse_status: match self.choice("refuse-status", port) {
                 Some("429") => StatusCode::TOO_MANY_REQUESTS,
                 _ => StatusCode::SERVICE_UNAVAILABLE,

@@ -8,6 +8,7 @@
 //!                          └───────┴────────→ the client speaks after all: its bytes decide
 //! ```
 
+use std::net::Shutdown;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -24,6 +25,9 @@ use crate::outcome::{Outcome, Reason};
 /// After this much silence the application may be the one who speaks first.
 const SILENCE: Duration = Duration::from_millis(100);
 
+/// How long a connection that was made before the listener closed may take to say what it wants.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
 /// Carry one connection to its end, whatever it turns out to be.
 pub(super) async fn greet<E: Engine>(upstream: Rc<Upstream<E>>, conn: Conn<E>) {
     let (engine, port) = (upstream.engine.clone(), upstream.port.clone());
@@ -36,7 +40,7 @@ pub(super) async fn greet<E: Engine>(upstream: Rc<Upstream<E>>, conn: Conn<E>) {
         biased;
         spoken = listen_to(&engine, &conn.client) => Some(spoken),
         () = engine.sleep_until(Instant::now() + patience) => None,
-        () = port.shared.closing.raised() => Some(Spoken::Nothing),
+        () = last_words(&engine, &port) => Some(Spoken::Nothing),
     };
     match (spoken, port.protocol) {
         (Some(Spoken::Http1), _) => Box::pin(http::serve(upstream, conn, Version::One)).await,
@@ -47,9 +51,19 @@ pub(super) async fn greet<E: Engine>(upstream: Rc<Upstream<E>>, conn: Conn<E>) {
         }
         (Some(Spoken::Tcp), _) => tcp(&upstream, conn),
         (None, Protocol::Auto) => Box::pin(silent(upstream, conn)).await,
-        // It left without a word, or never said one.
-        (Some(Spoken::Nothing) | None, _) => {}
+        // It left without a word, or never said one; what it says now is not answered.
+        (Some(Spoken::Nothing) | None, _) => {
+            let _ = engine.socket(&conn.client).shutdown(Shutdown::Write);
+            http::linger(&engine, &conn.client).await;
+        }
     }
+}
+
+/// Resolves when the listeners have closed, and whoever had connected has had time for its first
+/// bytes.
+async fn last_words<E: Engine>(engine: &E, port: &Port) {
+    port.shared.closing.raised().await;
+    engine.sleep_until(Instant::now() + LAST_WORDS).await;
 }
 
 /// The story of [`serve`], from the gate on.

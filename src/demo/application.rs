@@ -32,7 +32,7 @@ const MOST_OPEN: usize = 8192;
 /// What the kernel keeps for it.
 const BACKLOG: i32 = 4096;
 
-/// How long it waits for a request's line. Clients send it at once.
+/// How long it waits for a request's head. Clients send it at once.
 const READ_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The running application. Dropping it ends it, and leaves its queue unserved.
@@ -165,17 +165,22 @@ impl Shared {
     }
 }
 
-/// One request: a line, the work, the line again with an "ok" before it.
+/// One request of HTTP: its head, the work, and its path again with an "ok" before it.
 fn serve(mut stream: &TcpStream) -> io::Result<()> {
     let begun = Instant::now();
     stream.set_read_timeout(Some(READ_PATIENCE))?;
-    let mut line = String::new();
-    if BufReader::new(stream).read_line(&mut line)? == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
+    let mut lines = BufReader::new(stream).lines();
+    let first = lines.next().ok_or(io::ErrorKind::UnexpectedEof)??;
+    let path = first.split(' ').nth(1).ok_or(io::ErrorKind::InvalidData)?.to_owned();
+    while !lines.next().ok_or(io::ErrorKind::UnexpectedEof)??.is_empty() {}
     thread::sleep(WORK.saturating_sub(begun.elapsed()));
+    let body = format!("ok {path}\n");
+    let length = body.len();
     // That the client has left shows in the answer at the earliest.
-    let _ = stream.write_all(format!("ok {line}").as_bytes());
+    let _ = stream.write_all(
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
+            .as_bytes(),
+    );
     Ok(())
 }
 

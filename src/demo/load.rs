@@ -1,5 +1,5 @@
 //! The load of the demo: clients that come at a steady rate whatever becomes of those before them,
-//! send a line, and leave with the answer or without it after [`PATIENCE`].
+//! send a request, and leave with the answer or without it after [`PATIENCE`].
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -30,7 +30,7 @@ pub struct Load {
 pub struct Seen {
     /// Clients that came.
     pub offered: u64,
-    /// How long it took until they knew, of clients whose connection was ended without an answer.
+    /// How long it took until they knew, of clients that read a 503.
     pub refused: Vec<Duration>,
     /// Clients that could not get in any more, because nobody listens.
     pub late: u64,
@@ -138,13 +138,18 @@ async fn visit(to: SocketAddr, number: u64, inside: &Cell<bool>) -> Visit {
         Err(_) => return Visit::Unable,
     };
     inside.set(true);
-    // Whoever was refused before the line was sent learns it below.
-    let _ = stream.write_all(format!("{number}\n").as_bytes()).await;
+    let request = format!("GET /{number} HTTP/1.1\r\nhost: demo\r\nconnection: close\r\n\r\n");
+    // What becomes of it shows below.
+    let _ = stream.write_all(request.as_bytes()).await;
     let mut answer = String::new();
     match stream.read_to_string(&mut answer).await {
-        Ok(_) if answer == format!("ok {number}\n") => Visit::Served,
-        Ok(0) => Visit::Refused,
-        Err(e) if e.kind() == io::ErrorKind::ConnectionReset && answer.is_empty() => Visit::Refused,
+        Ok(_) if answer.starts_with("HTTP/1.1 503 ") => Visit::Refused,
+        Ok(_)
+            if answer.starts_with("HTTP/1.1 200 ")
+                && answer.ends_with(&format!("\r\n\r\nok /{number}\n")) =>
+        {
+            Visit::Served
+        }
         _ => Visit::Broken,
     }
 }

@@ -47,7 +47,7 @@ const WIDTH: usize = 78;
 /// Where a line is not to be broken.
 pub const FIXED_SPACE: char = '\u{a0}';
 
-const HEAD: &str = "act    gateway   time  offered/s  served/s  refused/s  gave up/s  in the app";
+const HEAD: &str = "act    gateway   time  offered/s     200/s      503/s  gave up/s  in the app";
 
 impl Screen {
     /// On stdout, in the way that suits it.

@@ -47,15 +47,16 @@ pub struct Summary {
 }
 
 /// The columns, and how wide they are.
-pub const COLUMNS: [(&str, usize); 9] = [
+pub const COLUMNS: [(&str, usize); 10] = [
     ("act", 5),
     ("gateway", 7),
-    ("offered/s", 9),
-    ("served/s", 8),
+    ("came/s", 6),
+    ("200/s", 6),
+    ("queued", 6),
     ("p50 ms", 6),
     ("p99 ms", 6),
-    ("refused", 7),
-    ("gave up", 7),
+    ("503", 5),
+    ("left", 5),
     ("at once", 7),
 ];
 
@@ -87,6 +88,13 @@ impl Played {
         self.goodput() / CAPACITY
     }
 
+    /// Of those who were served, how many had to wait first, as they saw it: half as long again as
+    /// the work takes.
+    fn queued(&self) -> usize {
+        let at_once = application::WORK * 3 / 2;
+        self.seen.served.iter().filter(|time| **time > at_once).count()
+    }
+
     fn refused(&self) -> u64 {
         self.seen.refused.len() as u64 + self.seen.late
     }
@@ -109,6 +117,7 @@ impl Played {
             with(self.gateway).into(),
             format!("{:.0}", self.offered()),
             format!("{:.0}", self.goodput()),
+            self.queued().to_string(),
             or_dash(self.p(0.5)),
             or_dash(self.p(0.99)),
             self.refused().to_string(),
@@ -124,6 +133,7 @@ impl Played {
             "seconds": (self.came[1] - self.came[0]).as_secs_f64(),
             "offered": self.seen.offered,
             "served": self.seen.served.len(),
+            "queued": self.queued(),
             "refused": self.seen.refused.len(),
             "late": self.seen.late,
             "gave_up": self.seen.gave_up,
@@ -204,8 +214,8 @@ impl Summary {
         let (bare, behind) = (self.act(Act::Surge, false)?, self.act(Act::Surge, true)?);
         let percent = |share: f64| format!("{:.0} %", share * 100.0);
         let told = match quantile(&behind.seen.refused, 0.99) {
-            Some(time) => format!("{} were told no (p99 {:.1} ms)", behind.refused(), ms(time)),
-            None => "nobody was told no".into(),
+            Some(time) => format!("{} read a 503 (p99 {:.1} ms)", behind.refused(), ms(time)),
+            None => "nobody read a 503".into(),
         };
         Some(format!(
             "Surge: without the gateway {} of what the application can carry ({CAPACITY:.0}/s) reached \

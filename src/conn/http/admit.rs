@@ -17,6 +17,7 @@ use super::body::ResponseBody;
 use super::deadline;
 use super::exchange::Slot;
 use super::refuse::{Cause, Manner, refuse};
+use crate::conn::QueuedHalfClose;
 use crate::conn::admit::has_left;
 use crate::conn::release;
 use crate::io::Engine;
@@ -164,7 +165,8 @@ async fn wait<E: Engine>(
 ) -> Result<Permit, Reason> {
     let engine = &client.upstream.engine;
     let line = &client.line;
-    let gone = || has_left(line.socket(), false);
+    let keep = client.config.queued_half_close == QueuedHalfClose::Keep;
+    let gone = || has_left(line.socket(), keep);
     let until = |ticket: &Ticket| deadline.map_or(ticket.deadline(), |d| d.min(ticket.deadline()));
     let undecided = Undecided { client: &client, arrived, decided: false };
     // On HTTP/2 hyper reads on, and drops this when the stream or the connection ends.

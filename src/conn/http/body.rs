@@ -1,25 +1,23 @@
 //! The bodies of an exchange. They pass frames on as they come; on the way they tell the [`Lease`]
 //! when they have come to their end, and the request's watches that its client goes on sending.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use slab::Slab;
 
 use super::exchange::Lease;
 use super::wire::{Alarm, Head};
 use crate::outcome::Outcome;
 
-/// How long the body of a request may keep the application waiting besides what its bytes earn it.
-pub const SLOW_START: Duration = Duration::from_secs(10);
-
 /// Bytes that earn a second of waiting: the slowest link worth a slot (Apache's `MinRate`).
-pub const LEAST_RATE: u64 = 500;
+const LEAST_RATE: u64 = 500;
 
 /// What goes wrong with a request on its way to the application.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +38,8 @@ pub struct Upload {
     /// How to make an alarm; the engine's business.
     alarm_at: Box<dyn Fn(Instant) -> Alarm>,
     alarm: Option<Alarm>,
+    /// How long it may keep the application waiting, besides what its bytes earn.
+    patience: Duration,
     received: u64,
     waited: Duration,
     waits_since: Option<Instant>,
@@ -48,9 +48,14 @@ pub struct Upload {
 
 impl Upload {
     /// The body of a request that has one.
-    pub fn new(incoming: Incoming, alarm_at: Box<dyn Fn(Instant) -> Alarm>) -> Self {
+    pub fn new(
+        incoming: Incoming,
+        patience: Duration,
+        alarm_at: Box<dyn Fn(Instant) -> Alarm>,
+    ) -> Self {
         Self {
             incoming,
+            patience,
             lease: None,
             alarm_at,
             alarm: None,
@@ -63,7 +68,7 @@ impl Upload {
 
     /// How long the client may keep us waiting in all, for what it has sent so far.
     fn allowed(&self) -> Duration {
-        SLOW_START + Duration::from_secs(self.received / LEAST_RATE)
+        self.patience + Duration::from_secs(self.received / LEAST_RATE)
     }
 
     fn tell(&self, what: impl FnOnce(&Lease)) {
@@ -123,7 +128,7 @@ impl Body for Upload {
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
                 this.received += frame.data_ref().map_or(0, |data| data.len() as u64);
-                if this.incoming.is_end_stream() {
+                if frame.is_trailers() || this.incoming.is_end_stream() {
                     this.end();
                 }
                 Some(Ok(frame))
@@ -217,7 +222,8 @@ impl Answer {
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
         match &frame {
-            Some(Ok(_)) if !incoming.is_end_stream() => {}
+            // Nothing comes after trailers, and nobody may ask.
+            Some(Ok(frame)) if frame.is_data() && !incoming.is_end_stream() => {}
             Some(Ok(_)) | None => self.end(),
             Some(Err(_)) => {
                 self.lease.will_be(Outcome::AppReset);
@@ -266,20 +272,88 @@ enum Content {
     Answer(Answer),
 }
 
-/// A request is being served on a connection that serves one at a time.
-pub struct Busy(Rc<Cell<Head>>);
+/// A request is being served.
+pub struct Busy {
+    on: On,
+    /// The connection ends because its client does not take what it is sent.
+    stalled: Rc<Cell<bool>>,
+}
+
+enum On {
+    /// A connection that serves one at a time.
+    One(Rc<Cell<Head>>),
+    /// One that serves many: since when this one's client does not take its answer.
+    Many(Rc<Streams>, usize),
+}
+
+/// The requests being served on one HTTP/2 connection, and since when the client has left a piece of
+/// an answer untaken. (The socket does not tell: it is the stream's window that is full.)
+#[derive(Default)]
+pub struct Streams {
+    since: RefCell<Slab<Option<Instant>>>,
+    /// Who watches, while nothing is untaken.
+    watch: RefCell<Option<Waker>>,
+}
+
+impl Streams {
+    /// Whether no request is being served.
+    pub fn is_empty(&self) -> bool {
+        self.since.borrow().is_empty()
+    }
+
+    /// Since when the one that has waited longest for its client waits. The task is woken when the
+    /// first begins to.
+    pub fn stalled_since(&self, cx: &Context<'_>) -> Option<Instant> {
+        let since = self.since.borrow().iter().filter_map(|(_, since)| *since).min();
+        if since.is_none() {
+            *self.watch.borrow_mut() = Some(cx.waker().clone());
+        }
+        since
+    }
+}
 
 impl Busy {
-    /// From now until it is dropped.
-    pub fn new(head: Rc<Cell<Head>>) -> Self {
+    /// From now until it is dropped, on a connection that serves one at a time.
+    pub fn one(head: Rc<Cell<Head>>, stalled: Rc<Cell<bool>>) -> Self {
         head.set(Head::Busy);
-        Self(head)
+        Self { on: On::One(head), stalled }
+    }
+
+    /// From now until it is dropped, on one that serves many.
+    pub fn many(streams: Rc<Streams>, stalled: Rc<Cell<bool>>) -> Self {
+        let key = streams.since.borrow_mut().insert(None);
+        Self { on: On::Many(streams, key), stalled }
+    }
+
+    /// A piece of the answer was handed out, and more will come; or it was waited for.
+    fn handed_out(&self, piece: bool) {
+        if let On::Many(streams, key) = &self.on {
+            streams.since.borrow_mut()[*key] = piece.then(Instant::now);
+            if piece && let Some(watch) = streams.watch.take() {
+                watch.wake();
+            }
+        }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.set(Head::Idle(Instant::now()));
+        match &self.on {
+            On::One(head) => head.set(Head::Idle(Instant::now())),
+            On::Many(streams, key) => {
+                streams.since.borrow_mut().remove(*key);
+            }
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let (Content::Answer(answer), Some(busy)) = (&self.content, &self.busy)
+            && busy.stalled.get()
+        {
+            answer.lease.will_be(Outcome::ClientStalled);
+        }
     }
 }
 
@@ -306,14 +380,21 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut self.content {
+        let this = &mut *self;
+        match &mut this.content {
             Content::Empty => Poll::Ready(None),
             Content::Words(words) => {
                 let words = std::mem::take(words);
-                self.content = Content::Empty;
+                this.content = Content::Empty;
                 Poll::Ready((!words.is_empty()).then(|| Ok(Frame::data(words))))
             }
-            Content::Answer(answer) => answer.poll_frame(cx),
+            Content::Answer(answer) => {
+                let frame = answer.poll_frame(cx);
+                if let Some(busy) = &this.busy {
+                    busy.handed_out(matches!(frame, Poll::Ready(Some(Ok(_)))) && !answer.done);
+                }
+                frame
+            }
         }
     }
 

@@ -73,6 +73,8 @@ impl Drop for Slot {
 pub trait Home {
     /// The exchange on connection `key` has ended well: it can carry another.
     fn idle(&self, key: usize);
+    /// Connection `key` is to end, whether hyper has noticed why or not.
+    fn end(&self, key: usize);
     /// The client has left while this answer, a stream's, was on its way.
     fn left(&self, answer: Incoming, lease: Rc<Lease>);
 }
@@ -169,22 +171,30 @@ impl Lease {
     /// connection is for its task to see.
     pub fn broken(&self) {
         self.turn(State::Left);
-        if self.key.is_none() {
-            drop(self.take());
+        match self.key {
+            Some(_) => self.end(),
+            None => drop(self.take()),
         }
     }
 
     /// The client has left before the answer came.
     pub fn left_waiting(&self) {
         self.turn(State::Left);
+        self.end();
     }
 
-    /// The client has left while the answer was on its way. Dropping it ends a connection; a stream
-    /// is read on.
+    /// The client has left while the answer was on its way. A connection ends; a stream is read on.
     pub fn left(self: &Rc<Self>, answer: Incoming) {
         self.turn(State::Left);
-        if let (None, Some(home)) = (self.key, self.home.upgrade()) {
-            home.left(answer, self.clone());
+        match (self.key, self.home.upgrade()) {
+            (None, Some(home)) => home.left(answer, self.clone()),
+            _ => self.end(),
+        }
+    }
+
+    fn end(&self) {
+        if let (Some(key), Some(home)) = (self.key, self.home.upgrade()) {
+            home.end(key);
         }
     }
 

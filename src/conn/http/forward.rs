@@ -188,7 +188,9 @@ fn body<E: Engine>(client: &Client<E>, incoming: Incoming) -> RequestBody {
         return RequestBody::Empty;
     }
     let engine = client.upstream.engine.clone();
-    RequestBody::Upload(Box::new(Upload::new(incoming, Box::new(move |at| alarm(&engine, at)))))
+    let patience = client.config.http.body_timeout;
+    let alarm_at = Box::new(move |at| alarm(&engine, at));
+    RequestBody::Upload(Box::new(Upload::new(incoming, patience, alarm_at)))
 }
 
 /// Whose fault it was that no answer came.

@@ -24,7 +24,7 @@ mod tunnel;
 mod upstream;
 mod wire;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::{Shutdown, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -40,7 +40,7 @@ use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 
 use super::registry::Stage;
-use super::{Conn, Port};
+use super::{Conn, Port, QueuedHalfClose};
 use crate::io::{Engine, sock};
 use stack::{Front, stack};
 use tunnel::{Entrance, Tunnel};
@@ -53,6 +53,14 @@ pub struct Config {
     /// How long the head of a request may take to come, from its first byte; and the first byte of a
     /// new connection.
     pub header_timeout: Duration,
+    /// How long the body of a request may keep the application waiting, besides what its bytes earn.
+    pub body_timeout: Duration,
+    /// The longest head of a request, in bytes.
+    pub max_head: usize,
+    /// Streams of one HTTP/2 connection at once.
+    pub max_streams: u32,
+    /// How long an idle connection to the application is kept for the next request.
+    pub app_keepalive: Duration,
     /// What a request is told that found no room: 503 or 429.
     pub refuse_status: StatusCode,
     /// The header in which clients say how long they wait, besides `grpc-timeout`.
@@ -98,15 +106,14 @@ pub enum Version {
     Two,
 }
 
-/// The head of one request, and what is read of a body at once. (Of headers hyper takes 100 by
-/// default; saying so would make it fill a table of 100 for each message.)
-const MAX_HEAD: usize = 32 * 1024;
+// Of the headers of one message hyper takes 100; saying so would make it fill a table of 100 for each.
 
 /// What is read of an answer at once.
 const APP_BUFFER: usize = 64 * 1024;
 
-/// Streams of one HTTP/2 connection at once.
-const MAX_STREAMS: u32 = 100;
+/// Streams we open on one HTTP/2 connection to the application, and the heads it may answer with.
+const APP_STREAMS: usize = 100;
+const APP_HEAD: u32 = 64 * 1024;
 
 /// What one stream, and one connection, may send before somebody reads it.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -116,6 +123,10 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// that answer: were the socket closed at once, a RST would overtake it.
 const LINGER: Duration = Duration::from_millis(500);
 
+/// How long an HTTP/2 client has to answer the two steps of a farewell before its idle connection is
+/// closed.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// One client's connection, as every request on it sees it.
 pub struct Client<E: Engine> {
     upstream: Rc<Upstream<E>>,
@@ -123,6 +134,10 @@ pub struct Client<E: Engine> {
     address: Option<SocketAddr>,
     http2: bool,
     line: Rc<Line<E>>,
+    /// The requests being served, if there can be several.
+    streams: Rc<body::Streams>,
+    /// It ends because the client does not take what it is sent.
+    stalled: Rc<Cell<bool>>,
     /// What the application is told of the client, ready to be put into a request.
     forwarded_for: Option<HeaderValue>,
     forwarded: Option<HeaderValue>,
@@ -146,6 +161,8 @@ impl<E: Engine> Client<E> {
             address,
             http2: version == Version::Two,
             line,
+            streams: Rc::default(),
+            stalled: Rc::default(),
             forwarded_for: ip.and_then(|ip| value(ip.to_string())),
             forwarded: node.and_then(|node| value(format!("for={node}"))),
             tunnel: RefCell::default(),
@@ -207,8 +224,9 @@ async fn serve_one<E: Engine>(engine: &E, client: &Rc<Client<E>>) -> Over<E> {
     let mut connection = http1::Builder::new()
         // The timers are ours: hyper's would run, and be allocated, for every idle connection.
         .header_read_timeout(None)
-        .max_buf_size(MAX_HEAD)
+        .max_buf_size(client.config.http.max_head)
         .auto_date_header(false)
+        .half_close(client.config.queued_half_close == QueuedHalfClose::Keep)
         .serve_connection(io, front);
     let end = drive(engine, client, Pin::new(&mut connection), |c| c.graceful_shutdown()).await;
     let tunnel = client.tunnel.borrow_mut().take();
@@ -226,10 +244,10 @@ async fn serve_two<E: Engine>(engine: &E, client: &Rc<Client<E>>) -> End {
     let front = Front::new(client.clone(), stack(client.clone()));
     let io = TokioIo::new(client.line.wire());
     let connection = http2::Builder::new(Tasks(engine.clone()))
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(client.config.http.max_streams)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(MAX_HEAD as u32)
+        .max_header_list_size(u32::try_from(client.config.http.max_head).unwrap_or(u32::MAX))
         // Streams that were reset, by either side, and are not cleared away yet: floods of them end
         // the connection (CVE-2023-44487, CVE-2025-8671).
         .max_pending_accept_reset_streams(20)
@@ -250,14 +268,15 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
     let shared = &client.port().shared;
     let mut closing = shared.closing.watch();
     let mut cut = shared.cut.watch();
-    let mut told = false;
-    let (mut head, mut stall) = (Watch::new(engine), Watch::new(engine));
+    let mut told = None;
+    let (mut head, mut stall, mut quiet) =
+        (Watch::new(engine), Watch::new(engine), Watch::new(engine));
     std::future::poll_fn(|cx| {
         if connection.as_mut().poll(cx).is_ready() {
             return Poll::Ready(End::Done);
         }
-        if !told && Pin::new(&mut closing).poll(cx).is_ready() && !has_more(client) {
-            told = true;
+        if told.is_none() && Pin::new(&mut closing).poll(cx).is_ready() && !has_more(client) {
+            told = Some(Instant::now());
             graceful(connection.as_mut());
             if connection.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(End::Done);
@@ -269,7 +288,25 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
         if let Poll::Ready(end) = poll_head(line, config, &mut head, cx) {
             return Poll::Ready(end);
         }
-        stall.poll_stalled(line, config.write_stall_timeout, cx).map(|()| End::Stalled)
+        // A client that does not answer the PING of a drain does not hold it up.
+        if let Some(told) = told
+            && client.http2
+            && client.streams.is_empty()
+            && quiet.poll_past(told + FAREWELL, cx).is_ready()
+        {
+            return Poll::Ready(End::Done);
+        }
+        if client.http2
+            && let Some(since) = client.streams.stalled_since(cx)
+            && quiet.poll_past(since + config.write_stall_timeout, cx).is_ready()
+        {
+            client.stalled.set(true);
+            return Poll::Ready(End::Stalled);
+        }
+        stall.poll_stalled(line, config.write_stall_timeout, cx).map(|()| {
+            client.stalled.set(true);
+            End::Stalled
+        })
     })
     .await
 }
@@ -292,11 +329,11 @@ fn poll_head<E: Engine>(
     }
 }
 
-/// Whether the client has said something on an idle connection that has not been read yet: that is
+/// Whether the client has said something between two requests that has not been read yet: that is
 /// answered before the connection closes.
 fn has_more<E: Engine>(client: &Client<E>) -> bool {
     let mut byte = [0];
-    matches!(client.line.head(), Head::Idle(_))
+    client.line.head() != Head::Busy
         && sock::peek(&client.line.socket(), &mut byte).is_ok_and(|length| length > 0)
 }
 
@@ -320,13 +357,18 @@ async fn close<E: Engine>(engine: &E, line: Rc<Line<E>>, end: End) {
         End::Stalled => sock::reset(socket),
         End::Done | End::SlowHead | End::Idle | End::Cut if !ended => {
             let _ = socket.shutdown(Shutdown::Write);
-            let deadline = Instant::now() + LINGER;
-            tokio::select! {
-                () = engine.discard(&stream) => {}
-                () = engine.sleep_until(deadline) => {}
-            }
+            linger(engine, &stream).await;
         }
         _ => {}
+    }
+}
+
+/// Read what the client still sends, for a while.
+pub(super) async fn linger<E: Engine>(engine: &E, stream: &E::Stream) {
+    let deadline = Instant::now() + LINGER;
+    tokio::select! {
+        () = engine.discard(stream) => {}
+        () = engine.sleep_until(deadline) => {}
     }
 }
 

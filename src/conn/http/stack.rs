@@ -86,7 +86,11 @@ where
     type Future = Served<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let busy = (!self.client.http2).then(|| Busy::new(self.client.line.head.clone()));
+        let client = &self.client;
+        let busy = Some(match client.http2 {
+            true => Busy::many(client.streams.clone(), client.stalled.clone()),
+            false => Busy::one(client.line.head.clone(), client.stalled.clone()),
+        });
         // No layer of the stack has a readiness of its own: what can be full is the gate, and it says
         // so in its answer.
         Served { served: self.stack.borrow_mut().call(request), busy }

@@ -24,13 +24,13 @@ use super::body::RequestBody;
 use super::exchange::{Home, Lease, Slot};
 use super::upstream::{Unanswered, Upstream};
 use super::wire::{Head, Line, Watch};
-use super::{CONNECTION_WINDOW, MAX_HEAD, MAX_STREAMS, STREAM_WINDOW, Tasks};
+use super::{APP_HEAD, APP_STREAMS, CONNECTION_WINDOW, STREAM_WINDOW, Tasks};
 use crate::conn::{Config, connect};
 use crate::io::Engine;
 use crate::outcome::{Outcome, Reason};
 
 /// How long a slot is held after its stream was reset.
-const SETTLE: Duration = Duration::from_millis(100);
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// A preface and empty settings (RFC 9113, section 3.4).
 const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -153,11 +153,11 @@ impl<E: Engine> Upstream<E> {
         let shaken = http2::Builder::new(Tasks(self.engine.clone()))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(MAX_HEAD as u32)
+            .max_header_list_size(APP_HEAD)
             .handshake(TokioIo::new(line.wire()))
             .await;
         let Ok((sender, mut connection)) = shaken else { return Err(Reason::UpstreamRefused) };
-        let most = Cell::new(MAX_STREAMS as usize);
+        let most = Cell::new(APP_STREAMS);
         let link = Rc::new(Link { sender, streams: Cell::new(0), most });
         let told = Rc::downgrade(&link);
         self.streams.links.borrow_mut().push(link.clone());
@@ -171,7 +171,7 @@ impl<E: Engine> Upstream<E> {
                     || watch.poll_stalled(&line, patience, cx).is_ready();
                 if let Some(link) = told.upgrade() {
                     let most = connection.current_max_send_streams();
-                    link.most.set(most.clamp(1, MAX_STREAMS as usize));
+                    link.most.set(most.clamp(1, APP_STREAMS));
                 }
                 if over { Poll::Ready(()) } else { Poll::Pending }
             })

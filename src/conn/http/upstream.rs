@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Always true: open connections of all workers together never outnumber the limit; one carries the
-//! next request only after a complete exchange; a slot whose exchange broke is held until the
-//! application has ended, for `abandon-timeout` at most.
+//! next request only after a complete exchange; a seat is given back when the application has ended
+//! its connection; so is a slot whose exchange broke, after `abandon-timeout` at the latest.
 
 use std::cell::RefCell;
 use std::net::Shutdown;
@@ -37,9 +37,8 @@ use crate::conn::{Config, Port, connect};
 use crate::io::{Engine, sock};
 use crate::outcome::{Outcome, Reason};
 
-/// How long a connection is kept for the next request: shorter than the applications people run
-/// keep theirs, so that we close first (Node 5 s, gunicorn 2 s when threaded, nginx 75 s).
-const KEEP_IDLE: Duration = Duration::from_millis(1500);
+/// How long an application may take to end a connection after its last exchange before it is reset.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// One worker's connections to the application of one port.
 pub struct Upstream<E: Engine> {
@@ -245,12 +244,8 @@ impl<E: Engine> Upstream<E> {
                 let _ = taker.send(Switched { line, read, seat });
                 return;
             }
-            (State::Over, _) => {}
-            _ => {
-                if let Some(slot) = lease.take() {
-                    self.wind_up(line, slot, halt, config.abandon_timeout).await;
-                }
-            }
+            (State::Over, _) => self.wind_up(line, None, halt, PARTING).await,
+            _ => self.wind_up(line, lease.take(), halt, config.abandon_timeout).await,
         }
         drop(seat);
     }
@@ -285,31 +280,37 @@ impl<E: Engine> Upstream<E> {
         .await
     }
 
-    /// An exchange broke, or its client left: tell the application so, and wait until it has ended.
+    /// A connection will not be used again: tell the application so, and wait until it has ended, so
+    /// that it never has more connections than seats. A slot that is still held is held as long.
     async fn wind_up(
         &self,
         line: Rc<Line<E>>,
-        slot: Slot,
+        slot: Option<Slot>,
         halt: Option<Outcome>,
-        abandon: Duration,
+        patience: Duration,
     ) {
+        let will_be = |outcome| {
+            if let Some(slot) = &slot {
+                slot.will_be(outcome);
+            }
+        };
         let ended = line.has_ended();
         let Some((stream, _)) = line.reclaim().await else { return };
         if let Some(outcome) = halt {
-            slot.will_be(outcome);
+            will_be(outcome);
             sock::reset(self.engine.socket(&stream));
         } else if !ended {
             let _ = self.engine.socket(&stream).shutdown(Shutdown::Write);
-            let deadline = Instant::now() + abandon;
+            let deadline = Instant::now() + patience;
             tokio::select! {
                 biased;
                 () = self.engine.discard(&stream) => {}
                 () = self.engine.sleep_until(deadline) => {
-                    slot.will_be(Outcome::Abandoned);
+                    will_be(Outcome::Abandoned);
                     sock::reset(self.engine.socket(&stream));
                 }
                 () = self.port.shared.cut.raised() => {
-                    slot.will_be(Outcome::Cut);
+                    will_be(Outcome::Cut);
                     sock::reset(self.engine.socket(&stream));
                 }
             }
@@ -325,13 +326,16 @@ impl<E: Engine> Upstream<E> {
 
     /// Have connection `key` end.
     fn close(&self, key: usize) {
-        if let Some(link) = self.links.borrow_mut().get_mut(key) {
-            link.sender = None;
-        }
+        let sender = self.links.borrow_mut().get_mut(key).and_then(|link| link.sender.take());
+        drop(sender);
     }
 }
 
 impl<E: Engine> Home for Upstream<E> {
+    fn end(&self, key: usize) {
+        self.close(key);
+    }
+
     fn left(&self, body: Incoming, lease: Rc<Lease>) {
         if let Some(upstream) = self.myself.upgrade() {
             upstream.leave_stream(body, lease);
@@ -359,7 +363,8 @@ impl<E: Engine> Home for Upstream<E> {
 async fn keep_house<E: Engine>(upstream: Rc<Upstream<E>>) {
     let closing = upstream.port.shared.closing.clone();
     loop {
-        let oldest = upstream.idle.borrow().first().map(|(_, since)| *since + KEEP_IDLE);
+        let keep = upstream.port.config().http.app_keepalive;
+        let oldest = upstream.idle.borrow().first().map(|(_, since)| *since + keep);
         let spare = pin!(upstream.port.app_spare.notified());
         let asked = async {
             match oldest {
@@ -380,7 +385,7 @@ async fn keep_house<E: Engine>(upstream: Rc<Upstream<E>>) {
         let now = Instant::now();
         let mut old: Vec<usize> = Vec::new();
         upstream.idle.borrow_mut().retain(|(key, since)| {
-            let expired = asked && old.is_empty() || now >= *since + KEEP_IDLE;
+            let expired = asked && old.is_empty() || now >= *since + keep;
             if expired {
                 old.push(*key);
             }

@@ -376,11 +376,27 @@ impl Core {
         if self.buffers.offer() {
             self.feed();
         }
+        self.tell_buffers();
+    }
+
+    /// Have the gauge know how many buffers hold bytes.
+    pub(super) fn tell_buffers(&mut self) {
         let filled = self.buffers.filled() as u64;
         // Workers share the gauge: tell it the difference. Wrapping, it is right as a sum.
         let change = filled.wrapping_sub(self.told);
-        self.told = filled;
-        self.gauges.buffers.fetch_add(change, Ordering::Relaxed);
+        if change != 0 {
+            self.told = filled;
+            self.gauges.buffers.fetch_add(change, Ordering::Relaxed);
+        }
+    }
+
+    /// Have the kernel take everything that is queued, and work off what that set going: what was
+    /// called back lets go of its descriptor.
+    pub(super) fn flush_and_work(&mut self) {
+        self.flush();
+        if self.uring.submission().taskrun() {
+            let _ = self.enter();
+        }
     }
 
     /// Have the kernel take everything that is queued.

@@ -1,31 +1,30 @@
-//! One connection read and written a piece at a time: a multishot receive into provided buffers,
-//! copied out when asked for; writes are made at once and wait for room only when there is none.
+//! One connection read and written a piece at a time: who reads and finds nothing leaves a receive in
+//! the kernel, which takes a provided buffer only when bytes come; writes are made at once and wait
+//! for room only when there is none.
 //!
 //! ```text
-//!   receive ── bytes ──→ waiting ──poll_read──→ the reader's buffer; ours is given back
-//!      └ more than HIGH waiting: stop receiving; start again when all is read
+//!   poll_read ── nothing there ──→ receive ── bytes ──→ waiting ──poll_read──→ the reader's buffer
 //! ```
+//!
+//! One receive at a time, and not a multishot one as in a relay: that would fill buffer after buffer
+//! for a reader who does not ask for more.
 //!
 //! Always true: bytes are read in the order they came: no direct read while a receive is in the
 //! kernel or bytes wait; the slot goes with its last operation.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
-use io_uring::{cqueue, opcode, types};
+use io_uring::{cqueue, opcode, squeue, types};
 use socket2::Socket;
 use tokio::io::ReadBuf;
 
-use super::buffers::{Filled, GROUP};
+use super::buffers::{Filled, GROUP, SIZE};
 use super::ring::{Core, Kind, Ready, Ring};
 use crate::io::sock;
-
-/// Buffers that may wait for the reader before receiving stops.
-const HIGH: usize = 4;
 
 /// A connection that is read and written a piece at a time. Dropping it closes it.
 pub struct Io {
@@ -48,7 +47,9 @@ struct Receiver {
 pub struct Inlet {
     fd: RawFd,
     /// Received, and not yet read.
-    waiting: VecDeque<Filled>,
+    waiting: Option<Filled>,
+    /// The last read took all the room there was: there may be more.
+    full: bool,
     receive: Receive,
     /// No more will come: the end, or an error.
     ended: Option<i32>,
@@ -63,7 +64,7 @@ pub struct Inlet {
 enum Receive {
     /// Not in the kernel.
     Off,
-    /// In the kernel, delivering.
+    /// In the kernel.
     On,
     /// In the kernel, told to stop.
     Stopping,
@@ -92,14 +93,30 @@ impl Io {
             drop(core);
             return self.poll_read(cx, buf);
         };
+        let room = buf.remaining();
+        let eager = {
+            let mut core = ring.core.borrow_mut();
+            if core.take_inlet(key, buf) {
+                return Poll::Ready(Ok(()));
+            }
+            core.inlets[key].is_eager()
+        };
+        if eager {
+            // Nothing waits and nothing is in the kernel, so this keeps the order.
+            let read = self.read_now(buf);
+            let mut core = ring.core.borrow_mut();
+            core.inlets[key].full = buf.remaining() == 0 && room > 0;
+            if read.is_ready() {
+                return read;
+            }
+        }
         let starved = {
             let mut core = ring.core.borrow_mut();
-            if let Poll::Ready(read) = core.read_inlet(key, cx, buf) {
+            if let Poll::Ready(read) = core.await_inlet(key, cx) {
                 return Poll::Ready(read);
             }
             core.inlets[key].starved
         };
-        // Nothing waits and nothing is in the kernel, so this keeps the order.
         if starved { self.read_without_buffers(cx, buf) } else { Poll::Pending }
     }
 
@@ -137,9 +154,10 @@ impl Io {
         if let Some(key) = receiver.key.get() {
             std::future::poll_fn(|cx| receiver.ring.core.borrow_mut().stop_inlet(key, cx)).await;
             let mut core = receiver.ring.core.borrow_mut();
-            while let Some(filled) = core.inlets[key].waiting.pop_front() {
+            if let Some(filled) = core.inlets[key].waiting.take() {
                 unread.extend_from_slice(core.buffers.bytes(filled));
                 core.buffers.give_back(filled.id);
+                core.tell_buffers();
             }
         }
         (socket, unread)
@@ -188,13 +206,21 @@ impl Inlet {
     fn new(fd: RawFd) -> Self {
         Self {
             fd,
-            waiting: VecDeque::new(),
+            waiting: None,
+            full: false,
             receive: Receive::Off,
             ended: None,
             starved: false,
             reader: None,
             forgotten: false,
         }
+    }
+}
+
+impl Inlet {
+    /// Whether to try before waiting: there may be more, and nothing of it is on its way already.
+    fn is_eager(&self) -> bool {
+        self.full && self.receive == Receive::Off && self.ended.is_none()
     }
 }
 
@@ -206,62 +232,54 @@ impl Core {
         inlet.starved = !offered;
         if offered {
             inlet.receive = Receive::On;
-            let entry = opcode::RecvMulti::new(types::Fd(inlet.fd), GROUP).build();
+            let receive = opcode::Recv::new(types::Fd(inlet.fd), std::ptr::null_mut(), 0);
+            let entry = receive.buf_group(GROUP).build().flags(squeue::Flags::BUFFER_SELECT);
             self.push(entry, Kind::Inlet.of(key));
         }
     }
 
-    /// Hand out what was received; remember who waits if there is nothing.
-    fn read_inlet(
-        &mut self,
-        key: usize,
-        cx: &Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    /// Hand out what was received, if there is any.
+    fn take_inlet(&mut self, key: usize, buf: &mut ReadBuf<'_>) -> bool {
         let inlet = &mut self.inlets[key];
-        let before = buf.filled().len();
-        while let Some(filled) = inlet.waiting.front_mut()
-            && buf.remaining() > 0
-        {
-            let bytes = self.buffers.bytes(*filled);
-            let count = bytes.len().min(buf.remaining());
-            buf.put_slice(&bytes[..count]);
-            filled.at += count as u32;
-            filled.len -= count as u32;
-            if filled.len == 0 {
-                let id = filled.id;
-                inlet.waiting.pop_front();
-                self.buffers.give_back(id);
-            }
+        let Some(filled) = &mut inlet.waiting else { return false };
+        let bytes = self.buffers.bytes(*filled);
+        let count = bytes.len().min(buf.remaining());
+        buf.put_slice(&bytes[..count]);
+        filled.at += count as u32;
+        filled.len -= count as u32;
+        if filled.len == 0 {
+            // A buffer that was full to the brim is a sign of more.
+            inlet.full = filled.at as usize == SIZE;
+            let id = filled.id;
+            inlet.waiting = None;
+            self.buffers.give_back(id);
+            self.tell_buffers();
         }
-        let (empty, off) = (inlet.waiting.is_empty(), inlet.receive == Receive::Off);
-        if empty && off && inlet.ended.is_none() {
+        true
+    }
+
+    /// The end, if there is nothing but that; else have the reader woken when there is something.
+    fn await_inlet(&mut self, key: usize, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        let inlet = &mut self.inlets[key];
+        match inlet.ended {
+            Some(0) => return Poll::Ready(Ok(())),
+            Some(errno) => return Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
+            None => inlet.reader = Some(cx.waker().clone()),
+        }
+        if inlet.receive == Receive::Off {
             self.receive_inlet(key);
         }
-        let inlet = &mut self.inlets[key];
-        if buf.filled().len() > before || buf.remaining() == 0 {
-            return Poll::Ready(Ok(()));
-        }
-        match inlet.ended {
-            Some(0) => Poll::Ready(Ok(())),
-            Some(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
-            None => {
-                inlet.reader = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
+        Poll::Pending
     }
 
     /// Bytes, the end, or an error.
     pub(super) fn received_inlet(&mut self, key: usize, result: i32, flags: u32) {
         let inlet = &mut self.inlets[key];
-        if !cqueue::more(flags) {
-            inlet.receive = Receive::Off;
-        }
+        inlet.receive = Receive::Off;
         if let Some(id) = cqueue::buffer_select(flags) {
             let filled = self.buffers.take(id, result.max(0) as u32);
             if result > 0 && !inlet.forgotten {
-                inlet.waiting.push_back(filled);
+                inlet.waiting = Some(filled);
             } else {
                 self.buffers.give_back(id);
             }
@@ -274,17 +292,9 @@ impl Core {
             error => inlet.ended = Some(-error),
         }
         if inlet.forgotten {
-            if inlet.receive == Receive::Off {
-                self.inlets.remove(key);
-            }
-            return;
-        }
-        if let Some(reader) = inlet.reader.take() {
+            self.inlets.remove(key);
+        } else if let Some(reader) = inlet.reader.take() {
             reader.wake();
-        }
-        if inlet.waiting.len() >= HIGH && inlet.receive == Receive::On {
-            inlet.receive = Receive::Stopping;
-            self.recall_inlet(key);
         }
     }
 
@@ -319,9 +329,11 @@ impl Core {
     /// Nobody reads it any more, and its descriptor is about to be closed.
     fn forget_inlet(&mut self, key: usize) {
         let inlet = &mut self.inlets[key];
-        for filled in std::mem::take(&mut inlet.waiting) {
+        if let Some(filled) = inlet.waiting.take() {
             self.buffers.give_back(filled.id);
+            self.tell_buffers();
         }
+        let inlet = &mut self.inlets[key];
         let receive = inlet.receive;
         if receive == Receive::Off {
             self.inlets.remove(key);
@@ -333,7 +345,7 @@ impl Core {
             inlet.receive = Receive::Stopping;
             self.recall_inlet(key);
         }
-        // Nothing queued may still name the descriptor.
-        self.flush();
+        // Nothing queued may still name the descriptor, and nothing in the kernel keep it open.
+        self.flush_and_work();
     }
 }
