@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -71,6 +71,9 @@ struct Settings {
 
 /// How long a process that was drained on request goes on answering, unless a signal ends it.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How long a worker may take to start. It has a ring to make and memory to get.
+const START: Duration = Duration::from_secs(10);
 
 /// How often the main thread looks whether a worker has died.
 const LOOK: Duration = Duration::from_millis(200);
@@ -264,16 +267,21 @@ impl DataPlane {
             )));
         }
         let gauges = Arc::<Gauges>::default();
-        let workers = (0..config.workers.get())
+        let (up, ups) = mpsc::channel();
+        let workers: Vec<_> = (0..config.workers.get())
             .map(|number| {
                 let mut listening = worker::Listening::new();
                 for (port, socket) in ports.iter().zip(&sockets) {
                     listening.push((port.clone(), socket.try_clone()?, shared.accepting.token()));
                 }
-                worker::start(number, engine, listening, gauges.clone())
+                worker::start(number, engine, listening, gauges.clone(), up.clone())
             })
-            .collect::<io::Result<Vec<_>>>()
+            .collect::<io::Result<_>>()
             .context("cannot start a worker thread")?;
+        drop(up);
+        for _ in &workers {
+            ups.recv_timeout(START).context("a worker does not start; see the log")?;
+        }
         Ok(Self { ports, shared, gauges, engine, reason, workers })
     }
 

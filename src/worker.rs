@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 
 use socket2::Socket;
@@ -19,19 +20,20 @@ use crate::io::{Engine, Gauges};
 /// when nothing more will be accepted from it.
 pub type Listening = Vec<(Arc<Port>, Socket, TaskTrackerToken)>;
 
-/// Start worker `number`. The thread ends when its listeners have closed and its connections have
+/// Start worker `number`, which says on `up` when it accepts. The thread ends when its listeners have closed and its connections have
 /// ended, or with the error that kept it from starting.
 pub fn start(
     number: usize,
     engine: Selected,
     listening: Listening,
     gauges: Arc<Gauges>,
+    up: Sender<()>,
 ) -> io::Result<JoinHandle<io::Result<()>>> {
     thread::Builder::new().name(format!("tidegate-w{number}")).spawn(move || {
         let worked = match engine {
-            Selected::Epoll => Epoll::run(gauges, |engine| work(engine, listening)),
+            Selected::Epoll => Epoll::run(gauges, |engine| work(engine, listening, up)),
             Selected::Uring { sqpoll } => {
-                Uring::run(sqpoll, gauges, |engine| work(engine, listening))
+                Uring::run(sqpoll, gauges, |engine| work(engine, listening, up))
             }
         };
         worked.inspect_err(|error| tracing::error!(number, %error, "a worker has failed"))
@@ -39,7 +41,7 @@ pub fn start(
 }
 
 /// The whole life of a worker.
-async fn work<E: Engine>(engine: E, listening: Listening) {
+async fn work<E: Engine>(engine: E, listening: Listening, up: Sender<()>) {
     let connections = TaskTracker::new();
     let accepting = TaskTracker::new();
     for (port, socket, token) in listening {
@@ -54,6 +56,10 @@ async fn work<E: Engine>(engine: E, listening: Listening) {
             Err(error) => tracing::error!(port = %port.listen, %error, "cannot watch the listener"),
         }
     }
+    // The accept loops first: who hears of it finds them waiting.
+    tokio::task::yield_now().await;
+    let _ = up.send(());
+    drop(up);
     accepting.close();
     accepting.wait().await;
     connections.close();

@@ -96,29 +96,45 @@ fn is_absolute(target: &[u8]) -> bool {
     })
 }
 
-/// Wait until the client's bytes decide. Takes nothing from the kernel.
+/// Wait until the client's bytes decide. Takes nothing from the kernel, and may be dropped.
 pub(super) async fn listen_to<E: Engine>(engine: &E, client: &E::Stream) -> Spoken {
-    let mut seen = 0;
+    let mut seen = LowWater { socket: engine.socket(client), length: 0 };
     loop {
         engine.readable(client).await;
-        let socket = engine.socket(client);
-        let (verdict, length) = look(&socket);
-        if verdict == Verdict::More && length > seen {
-            // Not readable again before there is more than that, or the end.
-            let _ = sock::wake_beyond(&socket, length);
-            seen = length;
-            continue;
-        }
-        if seen > 0 {
-            let _ = sock::wake_beyond(&socket, 0);
-        }
+        let (verdict, length) = look(&seen.socket);
         return match verdict {
             Verdict::Http1 => Spoken::Http1,
             Verdict::Http2 => Spoken::Http2,
+            Verdict::More if length > seen.length => {
+                seen.wait_beyond(length);
+                continue;
+            }
             Verdict::More if length == 0 => Spoken::Nothing,
             // It ended in the middle of a word.
             Verdict::Tcp | Verdict::More => Spoken::Tcp,
         };
+    }
+}
+
+/// How much of a word has been seen: the socket is not to count as readable again before there is
+/// more, or the end. Whoever reads it afterwards finds it as it was.
+struct LowWater<'a> {
+    socket: SockRef<'a>,
+    length: usize,
+}
+
+impl LowWater<'_> {
+    fn wait_beyond(&mut self, length: usize) {
+        let _ = sock::wake_beyond(&self.socket, length);
+        self.length = length;
+    }
+}
+
+impl Drop for LowWater<'_> {
+    fn drop(&mut self) {
+        if self.length > 0 {
+            let _ = sock::wake_beyond(&self.socket, 0);
+        }
     }
 }
 
