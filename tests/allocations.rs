@@ -43,6 +43,10 @@ static COUNTING: Counting = Counting;
 const WARM_UP: usize = 200;
 const MESSAGES: usize = 2_000;
 
+/// What each of the two ways may still make once, however late its timing lets it: a queue of four
+/// buffers and one of eight, a message for several buffers, a large buffer.
+const ONCE: u64 = 2 * 4;
+
 fn allocated() -> u64 {
     ALLOCATIONS.with(Cell::get)
 }
@@ -89,7 +93,7 @@ async fn forwards_without_allocating<E: Engine>(engine: E, size: usize) {
     };
     let (count, ()) = tokio::join!(watching, relaying);
     peers.join().expect("peers");
-    assert!(count <= 4, "{count} allocations for {MESSAGES} messages of {size} bytes");
+    assert!(count <= ONCE, "{count} allocations for {MESSAGES} messages of {size} bytes");
 }
 
 #[test]
