@@ -41,10 +41,6 @@ const ENTRIES: u32 = 512;
 /// the next enter brings it.
 const COMPLETIONS: u32 = 8192;
 
-/// How long the thread parks, at first and at most, beside a flag that says there is work of which
-/// nothing was seen in a whole turn.
-const NAP: [Duration; 2] = [Duration::from_millis(1), Duration::from_secs(1)];
-
 /// Rounds of one turn before the other tasks of the thread get theirs.
 const ROUNDS: usize = 16;
 
@@ -208,23 +204,23 @@ impl Ring {
 
     /// Hand over and work off what there is; park on the eventfd when there is nothing.
     async fn drive(&self, event: AsyncFd<OwnedFd>) -> io::Error {
-        let mut nap = NAP[0];
         loop {
             match self.turn() {
                 // The others first, and timers and sockets that tokio watches: waking ourselves
                 // instead would come before them.
                 Ok(true) => tokio::task::yield_now().await,
                 Ok(false) => {
-                    let parked = poll_fn(|cx| self.poll_park(&event, cx));
-                    let parked = if self.core.borrow_mut().uring.submission().taskrun() {
-                        // Stale, in all likelihood. If not, it is a matter of this nap.
-                        let woken = tokio::time::timeout(nap, parked).await;
-                        nap = (nap * 2).min(NAP[1]);
-                        woken.unwrap_or(Ok(()))
-                    } else {
-                        nap = NAP[0];
-                        parked.await
-                    };
+                    let mut waited = false;
+                    let parked = poll_fn(|cx| {
+                        let parked = self.poll_park(&event, cx);
+                        waited |= parked.is_pending();
+                        parked
+                    })
+                    .await;
+                    if !waited {
+                        // The kernel's flag may be stale: others get their turn while it is up.
+                        tokio::task::yield_now().await;
+                    }
                     if let Err(error) = parked {
                         return error;
                     }
@@ -242,10 +238,7 @@ impl Ring {
         // The kernel posts work and then looks at the flag; we set the flag and then look for work:
         // with a fence between, one of us sees the other.
         fence(Ordering::SeqCst);
-        // Work that was queued before the eventfd was on is worked off here; what is queued from now
-        // on signals it. The kernel raises its flag after it has queued the work, which may be done by
-        // then: a flag that outlives enters that found nothing is stale.
-        if core.pending() && (core.dirty || core.is_work_left()) {
+        if core.pending() {
             return Poll::Ready(Ok(()));
         }
         // The counter is never read: the registration is edge-triggered, and every signal is an
@@ -258,27 +251,18 @@ impl Ring {
         let mut core = self.core.borrow_mut();
         core.driver = None;
         core.uring.completion().disable_eventfd();
-        let mut moved = false;
         for _ in 0..ROUNDS {
             core.enter()?;
             core.collect();
             if core.results.is_empty() && !core.dirty {
-                // The kernel works off twenty at a time, and not all of them have a result.
-                if core.uring.submission().taskrun() {
-                    continue;
-                }
                 core.note_stalls();
                 if !core.dirty {
                     return Ok(false);
                 }
             }
-            moved = true;
             core.dispatch();
         }
-        if !moved {
-            core.note_stalls();
-        }
-        Ok(moved || core.dirty)
+        Ok(true)
     }
 }
 
@@ -326,13 +310,6 @@ impl Core {
             (self.dirty, queue.taskrun(), queue.cq_overflow())
         };
         submissions || taskrun || overflown || !self.uring.completion().is_empty()
-    }
-
-    /// Whether an enter brings something. An error counts: the next turn meets it too.
-    fn is_work_left(&mut self) -> bool {
-        let failed = self.enter().is_err();
-        let overflown = self.uring.submission().cq_overflow();
-        failed || self.dirty || overflown || !self.uring.completion().is_empty()
     }
 
     #[allow(unsafe_code, reason = "see push")]
