@@ -44,6 +44,9 @@ const COMPLETIONS: u32 = 8192;
 /// Rounds of one turn before the other tasks of the thread get theirs.
 const ROUNDS: usize = 16;
 
+/// Look without waiting.
+const NOW: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+
 /// The ring of one worker thread. Cheap to clone.
 #[derive(Clone)]
 pub struct Ring {
@@ -209,22 +212,10 @@ impl Ring {
                 // The others first, and timers and sockets that tokio watches: waking ourselves
                 // instead would come before them.
                 Ok(true) => tokio::task::yield_now().await,
-                Ok(false) => {
-                    let mut waited = false;
-                    let parked = poll_fn(|cx| {
-                        let parked = self.poll_park(&event, cx);
-                        waited |= parked.is_pending();
-                        parked
-                    })
-                    .await;
-                    if !waited {
-                        // The kernel's flag may be stale: others get their turn while it is up.
-                        tokio::task::yield_now().await;
-                    }
-                    if let Err(error) = parked {
-                        return error;
-                    }
-                }
+                Ok(false) => match poll_fn(|cx| self.poll_park(&event, cx)).await {
+                    Ok(()) => {}
+                    Err(error) => return error,
+                },
                 Err(error) => return error,
             }
         }
@@ -238,7 +229,7 @@ impl Ring {
         // The kernel posts work and then looks at the flag; we set the flag and then look for work:
         // with a fence between, one of us sees the other.
         fence(Ordering::SeqCst);
-        if core.pending() {
+        if core.has_work() {
             return Poll::Ready(Ok(()));
         }
         // The counter is never read: the registration is edge-triggered, and every signal is an
@@ -310,6 +301,26 @@ impl Core {
             (self.dirty, queue.taskrun(), queue.cq_overflow())
         };
         submissions || taskrun || overflown || !self.uring.completion().is_empty()
+    }
+
+    /// [`pending`](Self::pending), without believing a flag the kernel forgot to take down: it
+    /// queues work and then raises the flag, and by then the work may have been done. Its poll(2)
+    /// looks at the queues themselves. Work that comes after that look finds them empty, and
+    /// therefore signals the eventfd.
+    fn has_work(&mut self) -> bool {
+        if !self.pending() {
+            return false;
+        }
+        let (taskrun, overflown) = {
+            let queue = self.uring.submission();
+            (queue.taskrun(), queue.cq_overflow())
+        };
+        if self.dirty || overflown || !taskrun || !self.uring.completion().is_empty() {
+            return true;
+        }
+        let mut look = [rustix::event::PollFd::new(&self.uring, rustix::event::PollFlags::IN)];
+        // If it cannot be asked, believe the flag.
+        !matches!(rustix::event::poll(&mut look, Some(&NOW)), Ok(0))
     }
 
     #[allow(unsafe_code, reason = "see push")]
