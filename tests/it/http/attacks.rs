@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::gateway::Gateway;
 use crate::support::ledger::End;
-use crate::support::{Engine, Over, SOON, engines, process, scale, skip, slack, until};
+use crate::support::{Engine, Over, SOON, engines, process, scale, skip, slack, tail, until};
 
 use super::client::{self, Http1};
 use super::frames::{self, Raw};
@@ -57,7 +57,7 @@ impl Bystander {
         }
         let p99 = |mut took: Vec<Duration>| {
             took.sort();
-            took[took.len() - 1 - (took.len() / 100).max(1)] // at least one may be an accident
+            took[(took.len() as f64 * tail(took.len())) as usize]
         };
         Self { p99: p99(through), busy: p99(directly) }
     }
