@@ -21,7 +21,7 @@ use crate::conn::QueuedHalfClose;
 use crate::conn::admit::has_left;
 use crate::conn::release;
 use crate::io::Engine;
-use crate::limit::{Entry, Permit, Ticket};
+use crate::limit::{self, Entry, Permit, Ticket};
 use crate::outcome::{Outcome, Reason};
 
 /// A request and its slot.
@@ -92,8 +92,7 @@ where
         if deadline.is_some_and(|deadline| client.is_hopeless(arrived, deadline)) {
             return self.turn_away(&request, arrived, Reason::DeadlineUnmeetable);
         }
-        let ip = client.address.map(|address| address.ip());
-        match client.port().gate.enter(arrived, ip) {
+        match client.port().gate.enter(arrived, client.counted_as(&request)) {
             Entry::Admit(permit) => {
                 let slot = client.slot(arrived, arrived, permit);
                 Admitting::Inside { inner: self.inner.call(Admitted { request, slot }) }
@@ -133,6 +132,16 @@ impl<E: Engine> Client<E> {
         release::count_request(port, self.address, Outcome::Refused(reason), arrived.elapsed());
         let limited = self.config.http.refuse_status;
         refuse(port, limited, &Manner::of(request), Cause::Reason(reason))
+    }
+
+    /// Whom a request is counted for: the name it bears, if there is to be one, else its address.
+    fn counted_as(&self, request: &Request<Incoming>) -> Option<limit::Client> {
+        let header = self.config.http.per_client_header.as_ref();
+        let name = header.and_then(|header| request.headers().get(header));
+        match name {
+            Some(name) => Some(limit::Client::named(name.as_bytes())),
+            None => self.address.map(|address| address.ip().into()),
+        }
     }
 
     fn slot(&self, arrived: Instant, admitted: Instant, permit: Permit) -> Slot {

@@ -340,6 +340,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn grpc_is_known_by_its_type() {
+        for (kind, grpc) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=utf-8", true),
+            ("application/grpc-web+proto", false),
+            ("application/json", false),
+        ] {
+            let request =
+                Request::builder().header(CONTENT_TYPE, kind).body(()).expect("a request");
+            assert_eq!(Manner::of(&request).is_grpc(), grpc, "{kind}");
+        }
+    }
+
+    #[test]
     fn the_form_is_the_one_asked_for() {
         for (accept, form) in [
             ("", Form::Plain),
