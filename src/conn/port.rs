@@ -1,7 +1,7 @@
 //! What all connections of a port share, and what all ports of the process share.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -10,7 +10,9 @@ use tokio_util::task::TaskTracker;
 
 use super::Config;
 use super::registry::Registry;
+use crate::access::{self, Wanted};
 use crate::io::App;
+use crate::journal::Journal;
 use crate::lifecycle::Signal;
 use crate::limit::Gate;
 use crate::metrics::PortMetrics;
@@ -39,6 +41,8 @@ pub struct Port {
     pub app_spare: Notify,
     /// Connections to the application that carry HTTP, of all workers.
     app_connections: AtomicU32,
+    /// The [`Wanted`] of the settings, where a request finds it without a lock.
+    access_log: AtomicU8,
     config: RwLock<Arc<Config>>,
 }
 
@@ -71,6 +75,10 @@ pub struct Shared {
     pub registry: Registry,
     /// The accept loops that have not ended; each holds a token from before its thread starts.
     pub accepting: TaskTracker,
+    /// What was refused or broke of late.
+    pub journal: Arc<Journal>,
+    /// Where requests that are over are written down, if somebody wants it.
+    pub access: access::Log,
     /// Raised when the listeners have to close.
     pub closing: Signal,
     /// Raised when what is still open has to be cut.
@@ -97,12 +105,13 @@ impl Port {
             app_text,
             gate,
             metrics: Arc::default(),
-            shared,
             protocol,
             pace: Pace::default(),
             app_room: Notify::new(),
             app_spare: Notify::new(),
             app_connections: AtomicU32::new(0),
+            access_log: AtomicU8::new(begin_access_log(&shared, config.access_log)),
+            shared,
             config: RwLock::new(Arc::new(config)),
         }
     }
@@ -122,10 +131,26 @@ impl Port {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What is written to the access log.
+    pub fn access_log(&self) -> Wanted {
+        Wanted::from_u8(self.access_log.load(Ordering::Relaxed))
+    }
+
     /// New settings, for connections that come from now on.
     pub fn configure(&self, config: Config) {
+        self.access_log.store(begin_access_log(&self.shared, config.access_log), Ordering::Relaxed);
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
+}
+
+/// What a port will write to the access log, whose thread runs from now on if that is anything.
+fn begin_access_log(shared: &Shared, wanted: Wanted) -> u8 {
+    if wanted != Wanted::Off
+        && let Err(error) = shared.access.begin()
+    {
+        tracing::error!(%error, "the thread that writes the access log cannot be started");
+    }
+    wanted as u8
 }
 
 impl Protocol {
@@ -187,6 +212,8 @@ impl Shared {
     ) -> Self {
         Self {
             registry: Registry::default(),
+            journal: Arc::default(),
+            access: access::Log::default(),
             accepting: TaskTracker::new(),
             closing,
             cut,
