@@ -102,7 +102,7 @@ pub struct Numbers {
     /// The longest wait allowed.
     pub queue_timeout: Seconds,
     /// What this client had, active and waiting, if there is a cap on that.
-    pub of_client: u32,
+    pub of_client: Option<u32>,
     /// That cap.
     pub per_client_limit: Option<u32>,
     /// Connections the gateway held, and how many it may.

@@ -97,7 +97,7 @@ fn facts(journal: &Journal, note: &Note, now: Instant) -> Value {
         "queued": queued,
         "queue_length": queue_length,
         "queue_timeout_seconds": rounded(queue_timeout),
-        "of_this_client": note.numbers.per_client_limit.map(|_| note.numbers.of_client),
+        "of_this_client": note.numbers.of_client,
         "per_client_limit": note.numbers.per_client_limit,
         "open_connections": note.numbers.open,
         "max_connections": note.numbers.max_connections,
@@ -195,8 +195,8 @@ fn why(note: &Note) -> String {
                 "The gateway was going away, and served only what it already had.".to_owned()
             }
             Reason::PerClientLimit => format!(
-                "This client address had {} active and waiting, and one may have {}. On the whole port {full}.",
-                n.of_client,
+                "This client had {} active and waiting, and one may have {}. On the whole port {full}.",
+                n.of_client.unwrap_or_default(),
                 n.per_client_limit.unwrap_or_default()
             ),
             Reason::DeadlineUnmeetable => deadline(note),

@@ -25,6 +25,7 @@ mod report;
 
 pub mod port;
 pub mod registry;
+pub mod seats;
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use super::Config;
 use super::registry::Registry;
+use super::seats::Seats;
 use crate::access::{self, Wanted};
 use crate::io::App;
 use crate::journal::Journal;
@@ -35,12 +35,8 @@ pub struct Port {
     pub protocol: Protocol,
     /// How long requests take (HTTP).
     pub pace: Pace,
-    /// Rung when the application has a connection less.
-    pub app_room: Notify,
-    /// Rung when somebody needs an idle connection of another worker to be closed.
-    pub app_spare: Notify,
     /// Connections to the application that carry HTTP, of all workers.
-    app_connections: AtomicU32,
+    pub seats: Arc<Seats>,
     /// The [`Wanted`] of the settings, where a request finds it without a lock.
     access_log: AtomicU8,
     config: RwLock<Arc<Config>>,
@@ -62,11 +58,6 @@ pub enum Protocol {
 pub struct Pace {
     /// In nanoseconds; 0: nothing is known.
     mean: AtomicU64,
-}
-
-/// The right to one connection to the application of an HTTP port; dropping it gives it back.
-pub struct AppSeat {
-    port: Arc<Port>,
 }
 
 /// What the ports of one process share.
@@ -107,23 +98,11 @@ impl Port {
             metrics: Arc::default(),
             protocol,
             pace: Pace::default(),
-            app_room: Notify::new(),
-            app_spare: Notify::new(),
-            app_connections: AtomicU32::new(0),
+            seats: Arc::default(),
             access_log: AtomicU8::new(begin_access_log(&shared, config.access_log)),
             shared,
             config: RwLock::new(Arc::new(config)),
         }
-    }
-
-    /// Whether the application may have one more connection that carries HTTP.
-    pub fn has_app_room(&self) -> bool {
-        self.app_connections.load(Ordering::Acquire) < self.gate.limit()
-    }
-
-    /// Whether it has more than it may: the limit was lowered.
-    pub fn has_too_many_app_connections(&self) -> bool {
-        self.app_connections.load(Ordering::Acquire) > self.gate.limit()
     }
 
     /// The settings for a connection that comes now.
@@ -136,10 +115,11 @@ impl Port {
         Wanted::from_u8(self.access_log.load(Ordering::Relaxed))
     }
 
-    /// New settings, for connections that come from now on.
+    /// New settings, for connections that come from now on; the gate has its own already.
     pub fn configure(&self, config: Config) {
         self.access_log.store(begin_access_log(&self.shared, config.access_log), Ordering::Relaxed);
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        self.seats.limit_changed();
     }
 }
 
@@ -182,23 +162,6 @@ impl Pace {
             0 => None,
             nanos => Some(Duration::from_nanos(nanos)),
         }
-    }
-}
-
-impl AppSeat {
-    /// One more connection, if the limit allows it.
-    pub fn take(port: &Arc<Port>) -> Option<Self> {
-        let limit = port.gate.limit();
-        let more = |open: u32| (open < limit).then_some(open + 1);
-        let taken = port.app_connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
-        taken.ok().map(|_| Self { port: port.clone() })
-    }
-}
-
-impl Drop for AppSeat {
-    fn drop(&mut self) {
-        self.port.app_connections.fetch_sub(1, Ordering::AcqRel);
-        self.port.app_room.notify_one();
     }
 }
 

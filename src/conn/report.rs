@@ -11,11 +11,14 @@ use super::Port;
 use super::registry::Registered;
 use crate::access::{Ending, Entry, Wanted};
 use crate::journal::{Note, Numbers, Request, Text};
+use crate::limit::Client;
 use crate::outcome::{Fault, Outcome};
 
 /// How one request ended.
 pub(super) struct Ended<'a> {
     pub client: Option<SocketAddr>,
+    /// Whose share of the slots it counted towards, if that matters.
+    pub counted_as: Option<Client>,
     /// The client's connection.
     pub connection: u64,
     /// `x-request-id`.
@@ -69,7 +72,7 @@ pub(super) fn connection(
             request: None,
             lasted: lasted.as_secs_f32(),
             waited: entry.waited().as_secs_f32(),
-            numbers: numbers(port, entry.client()),
+            numbers: numbers(port, entry.client().map(|client| client.ip().into())),
         };
         if let Some(unsaid) = port.shared.journal.note(note) {
             say(&note, bytes, unsaid);
@@ -123,7 +126,7 @@ pub(super) fn request(port: &Port, ended: &Ended<'_>) {
         request: Some(request),
         lasted: ended.lasted().as_secs_f32(),
         waited: ended.waited.as_secs_f32(),
-        numbers: numbers(port, ended.client),
+        numbers: numbers(port, ended.counted_as),
     };
     if let Some(unsaid) = port.shared.journal.note(note) {
         say(&note, [0, 0], unsaid);
@@ -131,8 +134,8 @@ pub(super) fn request(port: &Port, ended: &Ended<'_>) {
 }
 
 /// The numbers the gate decides by.
-fn numbers(port: &Port, client: Option<SocketAddr>) -> Numbers {
-    let sight = port.gate.sight(client.map(|client| client.ip()));
+fn numbers(port: &Port, client: Option<Client>) -> Numbers {
+    let sight = port.gate.sight(client);
     Numbers {
         limit: sight.limit.map(Into::into),
         active: sight.active,

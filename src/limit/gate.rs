@@ -22,7 +22,6 @@ use super::word::Word;
 use super::{Entry, Permit, Settings, Sight, Snapshot, Ticket};
 use crate::outcome::Reason;
 use std::fmt;
-use std::net::IpAddr;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -59,9 +58,8 @@ impl Gate {
     }
 
     /// Admits, queues or refuses one arrival, which counts towards `client`'s share if that is known.
-    pub fn enter(&self, now: Instant, client: Option<IpAddr>) -> Entry {
+    pub fn enter(&self, now: Instant, client: Option<Client>) -> Entry {
         let shared = &self.shared;
-        let client = client.map(Client::from);
         let beyond_cap = match client.map(|client| shared.clients.join(client)) {
             None | Some(Census::Within) => false,
             Some(Census::Beyond) => true,
@@ -130,7 +128,7 @@ impl Gate {
 
     /// What explains a decision about `client`. Cheaper than a [`snapshot`](Self::snapshot): every
     /// refusal looks here.
-    pub fn sight(&self, client: Option<IpAddr>) -> Sight {
+    pub fn sight(&self, client: Option<Client>) -> Sight {
         let shared = &self.shared;
         let line = lock(&shared.line);
         let settings = &line.settings;
@@ -140,12 +138,12 @@ impl Gate {
             queued: u32::try_from(line.queue.len()).unwrap_or(u32::MAX),
             queue_length: settings.queue_length,
             queue_timeout: settings.queue_timeout,
-            of_client: 0,
+            of_client: None,
             per_client_limit: settings.per_client_limit,
         };
         drop(line);
         if let (Some(client), Some(_)) = (client, sight.per_client_limit) {
-            sight.of_client = shared.clients.count(Client::from(client));
+            sight.of_client = Some(shared.clients.count(client));
         }
         sight
     }
@@ -444,7 +442,7 @@ mod tests {
     fn a_closed_gate_tells_all_but_the_called_that_it_drains() {
         let now = Instant::now();
         let (gate, task) = (Gate::new(&enforcing(1, 9)), Task::new());
-        let client = Some(IpAddr::from([192, 0, 2, 1]));
+        let client = Some(Client::named(b"one"));
         let inside = admitted(gate.enter(now, client));
         let mut called = waiting(gate.enter(now, None));
         drop(inside);
@@ -469,7 +467,7 @@ mod tests {
         let now = Instant::now();
         let capped = Settings { per_client_limit: NonZeroU32::new(2), ..enforcing(1, 9) };
         let gate = Gate::new(&capped);
-        let client = |last| Some(IpAddr::from([192, 0, 2, last]));
+        let client = |name: u8| Some(Client::named(&[name]));
         let inside = admitted(gate.enter(now, client(1)));
         let queued = waiting(gate.enter(now, client(1)));
         assert_eq!(refused(gate.enter(now, client(1))), Reason::PerClientLimit);
@@ -486,15 +484,16 @@ mod tests {
         let now = Instant::now();
         let capped = Settings { per_client_limit: NonZeroU32::new(2), ..enforcing(1, 9) };
         let gate = Gate::new(&capped);
-        let client = Some(IpAddr::from([192, 0, 2, 1]));
+        let client = Some(Client::named(b"one"));
         let _inside = admitted(gate.enter(now, client));
         let _queued = waiting(gate.enter(now, client));
         assert_eq!(refused(gate.enter(now, client)), Reason::PerClientLimit);
         let seen = gate.sight(client);
         assert_eq!((seen.limit, seen.active), (NonZeroU32::new(1), 1));
         assert_eq!((seen.queued, seen.queue_length), (1, 9));
-        assert_eq!((seen.of_client, seen.per_client_limit), (2, NonZeroU32::new(2)));
-        assert_eq!(gate.sight(Some(IpAddr::from([192, 0, 2, 2]))).of_client, 0);
+        assert_eq!((seen.of_client, seen.per_client_limit), (Some(2), NonZeroU32::new(2)));
+        let other = Some(Client::named(b"other"));
+        assert_eq!((gate.sight(other).of_client, gate.sight(None).of_client), (Some(0), None));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::conn::admit::has_left;
 use crate::conn::release;
 use crate::conn::report::{Ended, Told};
 use crate::io::Engine;
-use crate::limit::{Entry, Permit, Ticket};
+use crate::limit::{self, Entry, Permit, Ticket};
 use crate::outcome::{Outcome, Reason};
 
 /// A request and its slot.
@@ -50,6 +50,8 @@ struct Arrival {
     at: Instant,
     /// When its client gives up.
     deadline: Option<Instant>,
+    /// Whose share it counts towards.
+    counted_as: Option<limit::Client>,
     trail: Trail,
 }
 
@@ -100,12 +102,12 @@ where
         let at = Instant::now();
         let named = client.config.http.deadline_header.as_ref();
         let deadline = deadline::of(request.headers(), named, at);
-        let arrival = Arrival { at, deadline, trail: Trail::of(client, &request) };
+        let (trail, counted_as) = (Trail::of(client, &request), client.counted_as(&request));
+        let arrival = Arrival { at, deadline, counted_as, trail };
         if deadline.is_some_and(|deadline| client.is_hopeless(at, deadline)) {
             return self.turn_away(&request, arrival, Reason::DeadlineUnmeetable);
         }
-        let ip = client.address.map(|address| address.ip());
-        match client.port().gate.enter(at, ip) {
+        match client.port().gate.enter(at, arrival.counted_as) {
             Entry::Admit(permit) => {
                 let slot = client.slot(arrival, at, permit);
                 Admitting::Inside { inner: self.inner.call(Admitted { request, slot }) }
@@ -158,12 +160,13 @@ impl<E: Engine> Client<E> {
         head: Option<(&Method, &Uri)>,
         told: Option<Told>,
     ) {
-        let Arrival { at, deadline, trail } = arrival;
+        let Arrival { at, deadline, counted_as, trail } = arrival;
         let outcome = Outcome::Refused(reason);
         let waited = now.saturating_duration_since(*at);
         trail.ended(outcome, waited);
         let ended = Ended {
             client: self.address,
+            counted_as: *counted_as,
             connection: trail.connection,
             id: trail.id.as_ref(),
             head,
@@ -175,6 +178,16 @@ impl<E: Engine> Client<E> {
             told,
         };
         release::count_request(self.port(), &ended);
+    }
+
+    /// Whom a request is counted for: the name it bears, if there is to be one, else its address.
+    fn counted_as(&self, request: &Request<Incoming>) -> Option<limit::Client> {
+        let header = self.config.http.per_client_header.as_ref();
+        let name = header.and_then(|header| request.headers().get(header));
+        match name {
+            Some(name) => Some(limit::Client::named(name.as_bytes())),
+            None => self.address.map(|address| address.ip().into()),
+        }
     }
 
     fn slot(&self, arrival: Arrival, admitted: Instant, permit: Permit) -> Slot {

@@ -87,6 +87,7 @@ impl Drop for Slot {
         self.trail.ended(outcome, waited);
         let ended = Ended {
             client: self.client,
+            counted_as: None,
             connection: self.trail.connection,
             id: self.trail.id.as_ref(),
             head: None,
