@@ -26,6 +26,7 @@ use crate::config::{Config, Layers, PortConfig};
 use crate::conn::{Port, Shared};
 use crate::io::probe::{self, Selected};
 use crate::io::{Gauges, listen};
+use crate::journal::Journal;
 use crate::lifecycle::{Cause, Lifecycle, Load, Report, Tally};
 use crate::limit::Gate;
 use crate::outcome::Outcome;
@@ -74,6 +75,9 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// How long a worker may take to start. It has a ring to make and memory to get.
 const START: Duration = Duration::from_secs(10);
+
+/// How often it is told what had no log line.
+const PACE: Duration = Duration::from_secs(1);
 
 /// How often the main thread looks whether a worker has died.
 const LOOK: Duration = Duration::from_millis(200);
@@ -161,6 +165,7 @@ async fn serve(
     let admin = spawn_local(faces.serve(running.clone(), stop.clone()));
     let signals = spawn_local(signals(running.clone())?);
     let health = spawn_local(watch_workers(plane.clone(), life.clone()));
+    let pace = spawn_local(say_what_was_not_said(plane.clone()));
     for port in &plane.ports {
         tracing::info!(listen = %port.listen, app = %port.app_text, engine = plane.engine_name(), reason = plane.reason, "listening");
     }
@@ -188,6 +193,8 @@ async fn serve(
     }
     signals.abort();
     health.abort();
+    pace.abort();
+    plane.shared.access.flush();
     if report.cause == Cause::Failure {
         bail!("a worker failed; see the log");
     }
@@ -233,6 +240,20 @@ async fn watch_workers(plane: Arc<DataPlane>, life: Lifecycle) {
             tracing::error!(accepting, expected, "a worker no longer accepts; draining");
             life.drain(Cause::Failure);
             return;
+        }
+    }
+}
+
+/// Of each class of refusals and failures one line a second is logged, and says how many before it
+/// had none. If none comes after those, they are told here.
+async fn say_what_was_not_said(plane: Arc<DataPlane>) {
+    loop {
+        tokio::time::sleep(PACE).await;
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            for (class, suppressed) in plane.shared.journal.unsaid(Instant::now()) {
+                let (outcome, reason) = (class.label(), class.class());
+                tracing::debug!(outcome, reason, suppressed, "more ended so, without a line each");
+            }
         }
     }
 }
@@ -366,7 +387,9 @@ impl Running {
                 tracing::info!("settings read again");
             }
             Err(mistakes) => {
-                tracing::warn!("settings not changed, the last good ones stay: {mistakes}");
+                let all: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+                let all = all.join("; ");
+                tracing::warn!("settings not changed, the last good ones stay: {all}");
                 settings.reload.ok = false;
                 settings.reload.error = Some(mistakes.to_string());
             }
@@ -407,6 +430,10 @@ impl Gateway for Running {
             connections: plane.shared.registry.open(),
             max_connections: plane.shared.max_connections(),
             pools: admin::Pools { in_use: plane.gauges.buffers.load(Ordering::Relaxed) },
+            dropped_lines: admin::DroppedLines {
+                log: self.level.dropped(),
+                access: plane.shared.access.dropped(),
+            },
             ring_ops: plane.gauges.ring_ops.load(Ordering::Relaxed),
             admin,
             probe,
@@ -438,6 +465,10 @@ impl Gateway for Running {
                 bytes_out: row.traffic.from(crate::io::Side::App),
             })
             .collect()
+    }
+
+    fn journal(&self) -> Arc<Journal> {
+        self.plane.shared.journal.clone()
     }
 
     fn lifecycle(&self) -> Lifecycle {

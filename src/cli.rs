@@ -28,6 +28,8 @@ pub enum Command {
     Set(Set),
     /// Show what the gateway that runs here is doing
     Status(Status),
+    /// Say why a request or a connection was refused, or list what was refused last
+    Explain(Explain),
     /// Say what works on this machine, what does not, and why
     Doctor(Doctor),
     /// See a surge with and without the gateway; needs nothing else
@@ -84,6 +86,27 @@ pub struct Status {
     #[arg(long)]
     pub watch: bool,
     /// Print the status as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The gateway's admin address; without it 127.0.0.1:15820, then the control socket, is asked
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<String>,
+    /// The gateway's control socket
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+}
+
+/// `tidegate explain`
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// A request's x-request-id, or the number of a connection as log lines have it; without: the last
+    /// refusals
+    #[arg(value_name = "REQUEST-ID")]
+    pub id: Option<String>,
+    /// How many to list
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = value_parser!(u64).range(1..=1000))]
+    pub last: u64,
+    /// Print what is known as JSON
     #[arg(long)]
     pub json: bool,
     /// The gateway's admin address; without it 127.0.0.1:15820, then the control socket, is asked

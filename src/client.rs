@@ -1,4 +1,4 @@
-//! The commands that talk to a gateway: `drain`, `set`, `status`. HTTP/1 over the control socket,
+//! The commands that talk to a gateway: `drain`, `set`, `status`, `explain`. HTTP/1 over the control socket,
 //! or over the admin address for reading.
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use crate::admin::page;
+use crate::admin::{explain, page};
 
 /// Where a gateway is asked.
 #[derive(Clone, Debug)]
@@ -189,13 +189,56 @@ pub async fn set(control: &Path, changes: &[String]) -> Result<Vec<String>, Clie
 
 /// The status from the first target that answers.
 pub async fn status(targets: &[Target]) -> Result<Value, ClientError> {
+    first_answer(targets, "/status.json", |status| status["ports"].is_array()).await
+}
+
+/// `tidegate explain`: what is known of a request or connection, or what was refused last, as it is
+/// printed.
+pub async fn explain(
+    targets: &[Target],
+    id: Option<&str>,
+    last: u64,
+    json: bool,
+) -> Result<String, ClientError> {
+    let path = match id {
+        Some(id) => format!("/explain/{}", encoded(id)),
+        None => format!("/explain?last={last}"),
+    };
+    let part = if id.is_some() { "sentences" } else { "recent" };
+    let known = first_answer(targets, &path, |known| known[part].is_array()).await?;
+    Ok(match (json, id) {
+        (true, _) => format!("{known}\n"),
+        (false, Some(_)) => explain::plain(&known),
+        (false, None) => explain::list(&known),
+    })
+}
+
+/// A name as a part of a path.
+fn encoded(name: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(byte);
+    let part = |byte: u8| match plain(&byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    };
+    name.bytes().map(part).collect()
+}
+
+/// The answer of the first target that is a gateway.
+async fn first_answer(
+    targets: &[Target],
+    path: &str,
+    is_it: impl Fn(&Value) -> bool,
+) -> Result<Value, ClientError> {
     let mut errors = Vec::new();
     for target in targets {
-        match target.ask(Method::GET, "/status.json", &Value::Null, Some(PATIENCE)).await {
-            Ok(status) if status["ports"].is_array() => return Ok(status),
+        match target.ask(Method::GET, path, &Value::Null, Some(PATIENCE)).await {
+            Ok(answer) if is_it(&answer) => return Ok(answer),
             Ok(_) => {
-                errors.push(ClientError::Foreign(target.clone(), "its status has no ports".into()));
+                let what = "its answer lacks what a gateway's has".into();
+                errors.push(ClientError::Foreign(target.clone(), what));
             }
+            // It is a gateway, and it knows nothing of it: nobody else is asked.
+            Err(refused @ ClientError::Refused(_)) => return Err(refused),
             Err(error) => errors.push(error),
         }
     }

@@ -12,9 +12,12 @@
 //!
 //! The modules in layer order; a module imports only from above (`tests/layers.rs`):
 //!
+//! - [`escape`] bytes of strangers as text that can be shown
 //! - [`outcome`] every way a connection can end, and why one may be refused
 //! - [`lifecycle`] the phases of the process, and its drain
 //! - [`telemetry`] logs, from a bounded queue
+//! - [`journal`] what was refused or broke of late, with the numbers that say why
+//! - [`access`] the access log, from a bounded queue
 //! - [`io`] moves bytes: two engines behind one face, and the ladder that chooses
 //! - [`metrics`] every instrument of the data plane
 //! - [`limit`] decides: the gate, its queue, permits; no socket, no runtime, no clock
@@ -31,6 +34,7 @@
 //!
 //! The binary adds nothing but exit codes. ARCHITECTURE.md has the threads, the ports and the reasons.
 
+pub mod access;
 pub mod admin;
 pub mod app;
 pub mod cli;
@@ -39,7 +43,9 @@ pub mod config;
 pub mod conn;
 pub mod demo;
 pub mod doctor;
+pub mod escape;
 pub mod io;
+pub mod journal;
 pub mod lifecycle;
 pub mod limit;
 pub mod metrics;

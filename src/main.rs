@@ -1,6 +1,7 @@
 //! Parse, run, exit code; nothing else.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -48,6 +49,7 @@ fn dispatch(command: Command) -> Exit {
         Command::Drain(args) => drain(&args),
         Command::Set(args) => set(&args),
         Command::Status(args) => status(&args),
+        Command::Explain(args) => explain(&args),
         Command::Doctor(args) => doctor(&args),
         Command::Demo(args) => demo(&args),
     }
@@ -127,7 +129,7 @@ fn set(args: &cli::Set) -> Exit {
 }
 
 fn status(args: &cli::Status) -> Exit {
-    let targets = match targets(args) {
+    let targets = match targets(args.admin.as_deref(), args.control.as_deref()) {
         Ok(targets) => targets,
         Err(problem) => return misconfigured(&problem),
     };
@@ -149,11 +151,25 @@ fn status(args: &cli::Status) -> Exit {
     }
 }
 
+fn explain(args: &cli::Explain) -> Exit {
+    let targets = match targets(args.admin.as_deref(), args.control.as_deref()) {
+        Ok(targets) => targets,
+        Err(problem) => return misconfigured(&problem),
+    };
+    match block_on(client::explain(&targets, args.id.as_deref(), args.last, args.json)) {
+        Ok(Ok(text)) => {
+            print(&text);
+            Exit::Ok
+        }
+        Ok(Err(error)) => fail(&error.to_string()),
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
 /// Whom to ask: what is named, else the usual admin address and then the control socket.
-fn targets(args: &cli::Status) -> Result<Vec<Target>, String> {
-    let control =
-        || Target::Control(config::control_path(args.control.as_deref(), config::environment()));
-    match (&args.admin, &args.control) {
+fn targets(admin: Option<&str>, socket: Option<&Path>) -> Result<Vec<Target>, String> {
+    let control = || Target::Control(config::control_path(socket, config::environment()));
+    match (admin, socket) {
         (None, Some(_)) => Ok(vec![control()]),
         (Some(text), _) => match text.parse() {
             Ok(address) => Ok(vec![Target::Admin(address)]),

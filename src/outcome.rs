@@ -131,6 +131,30 @@ impl Outcome {
         Self::Failed,
     ];
 
+    /// Every outcome there is: the refusals by reason, then the rest.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Reason::ALL.into_iter().map(Self::Refused).chain(Self::CARRIED)
+    }
+
+    /// Its place in [`all`](Self::all).
+    pub fn index(self) -> usize {
+        match self {
+            Self::Refused(reason) => reason as usize,
+            carried => {
+                let at = Self::CARRIED.iter().position(|other| *other == carried);
+                Reason::ALL.len() + at.expect("every outcome that is no refusal is in CARRIED")
+            }
+        }
+    }
+
+    /// The reason of a refusal.
+    pub const fn reason(self) -> Option<Reason> {
+        match self {
+            Self::Refused(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
     /// The metric label of the outcome, without the reason of a refusal.
     pub const fn label(self) -> &'static str {
         match self {
@@ -147,6 +171,14 @@ impl Outcome {
         }
     }
 
+    /// The label of a refusal's reason, or of the outcome if it is none: the finer of the two.
+    pub const fn class(self) -> &'static str {
+        match self {
+            Self::Refused(reason) => reason.label(),
+            carried => carried.label(),
+        }
+    }
+
     /// Who has to change something if this is not wanted.
     pub const fn fault(self) -> Fault {
         match self {
@@ -158,5 +190,16 @@ impl Outcome {
             }
             Self::Cut | Self::Failed => Fault::Gateway,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_knows_its_place() {
+        let places: Vec<_> = Outcome::all().map(Outcome::index).collect();
+        assert_eq!(places, (0..Reason::ALL.len() + Outcome::CARRIED.len()).collect::<Vec<_>>());
     }
 }

@@ -158,6 +158,8 @@ pub const KEYS: &[Key] = &[
         "address of /livez, /readyz and /startupz"),
     key("metrics", Kind::Address, Process, RESTART, Text("0.0.0.0:15822"),
         "address of /metrics"),
+    key("access-log", choice(&["off", "on", "with-query"]), Port, LIVE, Text("off"),
+        "a JSON line on stdout for each request (TCP: connection), for open connections too; queries only if said, as they hold secrets"),
     key("log-format", choice(&["text", "json"]), Process, RESTART, Text("text"),
         "what a log line looks like"),
     key("log-level", Kind::Filter, Process, LIVE, Text("info"),

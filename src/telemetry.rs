@@ -5,14 +5,15 @@
 //! ```
 //!
 //! Always true: a reader of stderr that has stopped reading stops that one thread and nobody else.
-//! Lines beyond [`QUEUE`] are dropped, counted, and said to have been.
+//! Lines beyond [`QUEUE`] are dropped, counted, and said to have been. What is logged at once is one
+//! line, whatever is in it.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::fmt::MakeWriter;
@@ -57,7 +58,19 @@ pub struct Telemetry {
 
 /// The handle to change the level.
 #[derive(Clone)]
-pub struct Level(reload::Handle<Targets, Registry>);
+pub struct Level {
+    filter: reload::Handle<Targets, Registry>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// What a line looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Json,
+    Plain,
+    /// With colours: stderr is a terminal.
+    Coloured,
+}
 
 /// What travels to the thread that writes.
 enum Line {
@@ -70,6 +83,7 @@ enum Line {
 struct Queue {
     lines: SyncSender<Line>,
     dropped: Arc<AtomicU64>,
+    form: Form,
 }
 
 /// One line being formatted; on its way when dropped.
@@ -82,18 +96,21 @@ struct Draft {
 pub fn start(config: &Config) -> Result<Telemetry, StartError> {
     let (filter, handle) = reload::Layer::new(config.level.parse::<Targets>()?);
     let (lines, written) = sync_channel(QUEUE);
-    let queue = Queue { lines, dropped: Arc::default() };
+    let form = match (config.json, io::stderr().is_terminal()) {
+        (true, _) => Form::Json,
+        (false, false) => Form::Plain,
+        (false, true) => Form::Coloured,
+    };
+    let queue = Queue { lines, dropped: Arc::default(), form };
     let flush = queue.lines.clone();
     let dropped = queue.dropped.clone();
+    let level = Level { filter: handle, dropped: dropped.clone() };
     thread::Builder::new()
         .name("log".into())
-        .spawn(move || write_lines(&written, &dropped, &mut io::stderr()))?;
+        .spawn(move || write_lines(&written, &dropped, form, &mut io::stderr()))?;
 
-    let output = fmt::layer().with_writer(queue).with_ansi(io::stderr().is_terminal());
-    let output =
-        if config.json { output.json().flatten_event(true).boxed() } else { output.boxed() };
-    tracing_subscriber::registry().with(output.with_filter(filter)).try_init()?;
-    Ok(Telemetry { level: Level(handle), flush })
+    tracing_subscriber::registry().with(queue.layer().with_filter(filter)).try_init()?;
+    Ok(Telemetry { level, flush })
 }
 
 impl Telemetry {
@@ -107,7 +124,12 @@ impl Level {
     /// Log this much from now on.
     pub fn set(&self, directive: &str) -> Result<(), String> {
         let filter: Targets = directive.parse().map_err(|error: ParseError| error.to_string())?;
-        self.0.reload(filter).map_err(|error| error.to_string())
+        self.filter.reload(filter).map_err(|error| error.to_string())
+    }
+
+    /// Lines that were dropped so far.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 }
 
@@ -121,16 +143,89 @@ impl Drop for Telemetry {
     }
 }
 
-fn write_lines(lines: &Receiver<Line>, dropped: &AtomicU64, out: &mut impl Write) {
+fn write_lines(lines: &Receiver<Line>, dropped: &AtomicU64, form: Form, out: &mut impl Write) {
+    let mut told = 0;
     for line in lines {
-        let lost = dropped.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let _ = writeln!(out, "{lost} log lines were dropped: stderr is not read fast enough");
+        let lost = dropped.load(Ordering::Relaxed);
+        if lost > told {
+            let text = say_dropped(lost - told, form);
+            told = lost;
+            let _ = out.write_all(text.as_bytes());
         }
         match line {
             // With stderr gone there is nobody to tell.
             Line::Text(text) => drop(out.write_all(&text)),
             Line::Flush(done) => drop(done.try_send(())),
+        }
+    }
+}
+
+/// The only line that does not come from the subscriber, in the same form.
+fn say_dropped(lost: u64, form: Form) -> String {
+    let now = humantime::format_rfc3339_micros(SystemTime::now());
+    let text = "lines were dropped: stderr is not read fast enough";
+    match form {
+        Form::Json => format!(
+            "{{\"timestamp\":\"{now}\",\"level\":\"WARN\",\"message\":\"{text}\",\
+             \"dropped\":{lost},\"target\":\"tidegate::telemetry\"}}\n"
+        ),
+        Form::Plain | Form::Coloured => {
+            format!("{now}  WARN tidegate::telemetry: {text} dropped={lost}\n")
+        }
+    }
+}
+
+/// What was logged at once, as one line: the subscriber leaves line ends, and more, as they are where
+/// something is shown by its `Display`. Only the colours it paints itself may pass.
+fn tame(text: &mut Vec<u8>, form: Form) {
+    let end = text.len().saturating_sub(1);
+    let is_bad = |byte: &u8| byte.is_ascii_control() || *byte >= 0x80;
+    if !text[..end].iter().any(is_bad) {
+        return;
+    }
+    let raw = String::from_utf8_lossy(&text[..end]).into_owned();
+    let mut tamed = String::with_capacity(raw.len() + 16);
+    let mut rest = raw.as_str();
+    while let Some(c) = rest.chars().next() {
+        let colour = if form == Form::Coloured { colour(rest) } else { 0 };
+        let length = colour.max(c.len_utf8());
+        match c {
+            _ if colour > 0 => tamed.push_str(&rest[..colour]),
+            '\'' | '"' | '\\' => tamed.push(c),
+            // The encoder has seen to the rest of the control characters; these end lines for some.
+            _ if form == Form::Json && c.escape_debug().count() > 1 => {
+                let mut pair = [0; 2];
+                let units = c.encode_utf16(&mut pair).iter().map(|unit| format!("\\u{unit:04x}"));
+                tamed.extend(units);
+            }
+            _ => tamed.extend(c.escape_debug()),
+        }
+        rest = &rest[length..];
+    }
+    tamed.push('\n');
+    *text = tamed.into_bytes();
+}
+
+/// How long the colour is that `text` begins with: ESC, `[`, numbers, `m`.
+fn colour(text: &str) -> usize {
+    let Some(rest) = text.strip_prefix("\x1b[") else { return 0 };
+    match rest.find(|c: char| !c.is_ascii_digit() && c != ';') {
+        Some(at) if rest[at..].starts_with('m') => at + 3,
+        _ => 0,
+    }
+}
+
+impl Queue {
+    /// The layer that makes lines and puts them here.
+    fn layer<S>(self) -> Box<dyn Layer<S> + Send + Sync>
+    where
+        S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    {
+        let form = self.form;
+        let output = fmt::layer().with_writer(self).with_ansi(form == Form::Coloured);
+        match form {
+            Form::Json => output.json().flatten_event(true).boxed(),
+            Form::Plain | Form::Coloured => output.boxed(),
         }
     }
 }
@@ -156,7 +251,9 @@ impl Write for Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        let line = Line::Text(std::mem::take(&mut self.text));
+        let mut text = std::mem::take(&mut self.text);
+        tame(&mut text, self.queue.form);
+        let line = Line::Text(text);
         match self.queue.lines.try_send(line) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
@@ -168,6 +265,8 @@ impl Drop for Draft {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Hands out each line when it is asked to.
@@ -188,7 +287,7 @@ mod tests {
     #[test]
     fn a_stuck_reader_stops_nobody_and_losses_are_told() {
         let (lines, written) = sync_channel(2);
-        let queue = Queue { lines, dropped: Arc::default() };
+        let queue = Queue { lines, dropped: Arc::default(), form: Form::Plain };
         let dropped = queue.dropped.clone();
         for _ in 0..10 {
             queue.make_writer().write_all(b"line\n").expect("never blocks");
@@ -196,12 +295,58 @@ mod tests {
         assert_eq!(dropped.load(Ordering::Relaxed), 8);
         drop(queue);
 
+        let form = Form::Plain;
         let (go_on, gate) = sync_channel(16);
         (0..16).for_each(|_| go_on.send(()).expect("room"));
         let mut out = Stuck(gate, Vec::new());
-        write_lines(&written, &dropped, &mut out);
+        write_lines(&written, &dropped, form, &mut out);
         let text = String::from_utf8(out.1).expect("text");
-        assert!(text.starts_with("8 log lines were dropped"), "{text}");
+        let first = text.lines().next().expect("a line");
+        assert!(first.contains("lines were dropped") && first.ends_with("dropped=8"), "{text}");
         assert!(text.ends_with("line\nline\n"), "{text}");
+        let json = say_dropped(8, Form::Json);
+        let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(json["dropped"], 8);
+    }
+
+    /// What is logged under a subscriber of that form.
+    fn logged(form: Form, log: impl FnOnce()) -> String {
+        let (lines, written) = sync_channel(16);
+        let queue = Queue { lines, dropped: Arc::default(), form };
+        let subscriber = tracing_subscriber::registry().with(queue.layer());
+        tracing::subscriber::with_default(subscriber, log);
+        let mut out = Vec::new();
+        write_lines(&written, &AtomicU64::new(0), form, &mut out);
+        String::from_utf8(out).expect("text")
+    }
+
+    proptest! {
+        /// Nothing that is logged, by whatever way, is more than one line, moves a cursor or is lost
+        /// in JSON.
+        #[test]
+        fn nobody_forges_a_line(
+            strange: String,
+            more in prop::sample::select(vec!["", "\n2026-01-01T00:00:00Z  INFO tidegate: all is well", "\r\x1b[2K", "\u{2028}\u{9b}1m\u{202e}"]),
+        ) {
+            let strange = strange + more;
+            let log = || tracing::error!(shown = %strange, debugged = ?strange, text = strange.as_str(), "said {strange}");
+            for form in [Form::Plain, Form::Coloured] {
+                let text = logged(form, log);
+                let line = text.strip_suffix('\n').expect("it ends");
+                let bad = |c: char| {
+                    c.is_control() && !(form == Form::Coloured && c == '\x1b') || "\u{2028}\u{202e}".contains(c)
+                };
+                prop_assert!(!line.contains(bad), "{form:?}: {line:?}");
+                let escapes = line.match_indices('\x1b').map(|(at, _)| colour(&line[at..]));
+                prop_assert!(escapes.into_iter().all(|length| length > 0), "{line:?}");
+            }
+            let text = logged(Form::Json, log);
+            let line = text.strip_suffix('\n').expect("it ends");
+            prop_assert!(!line.contains(|c: char| c.is_control() || "\u{2028}\u{202e}".contains(c)), "{line:?}");
+            let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            prop_assert_eq!(value["shown"].as_str(), Some(&*strange));
+            prop_assert_eq!(value["text"].as_str(), Some(&*strange));
+            prop_assert_eq!(value["message"].as_str(), Some(&*format!("said {strange}")));
+        }
     }
 }

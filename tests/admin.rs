@@ -11,9 +11,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use tidegate::admin::{
-    self, Connection, Counts, Engine, Faces, Gateway, Pools, PortStatus, Reload, Setting, Status,
+    self, Connection, Counts, DroppedLines, Engine, Faces, Gateway, Pools, PortStatus, Reload,
+    Setting, Status,
 };
 use tidegate::client::{self, ClientError, Target};
+use tidegate::journal::Journal;
 use tidegate::lifecycle::{self, Lifecycle, Load, Tally};
 use tidegate::metrics::PortMetrics;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +25,7 @@ struct Fake {
     life: Lifecycle,
     metrics: Arc<PortMetrics>,
     level: Mutex<String>,
+    journal: Arc<Journal>,
 }
 
 /// A data plane that carries nothing.
@@ -71,6 +74,7 @@ impl Gateway for Fake {
             connections: 0,
             max_connections: 100,
             pools: Pools { in_use: 0 },
+            dropped_lines: DroppedLines::default(),
             ring_ops: 0,
             admin: nowhere,
             probe: nowhere,
@@ -92,6 +96,10 @@ impl Gateway for Fake {
 
     fn connections(&self) -> Vec<Connection> {
         Vec::new()
+    }
+
+    fn journal(&self) -> Arc<Journal> {
+        self.journal.clone()
     }
 
     fn lifecycle(&self) -> Lifecycle {
@@ -127,8 +135,12 @@ fn serve() -> Served {
     let bound = admin::bind(&faces).expect("free addresses");
     let [admin, probe, metrics] =
         [bound.admin(), bound.probe(), bound.metrics()].map(|address| address.expect("bound"));
-    let fake =
-        Arc::new(Fake { life: Lifecycle::new(), metrics: Arc::default(), level: Mutex::default() });
+    let fake = Arc::new(Fake {
+        life: Lifecycle::new(),
+        metrics: Arc::default(),
+        level: Mutex::default(),
+        journal: Arc::default(),
+    });
     let stop = CancellationToken::new();
     let (gateway, ended) = (fake.clone(), stop.clone());
     let thread = std::thread::spawn(move || {
@@ -302,8 +314,8 @@ fn the_status_has_every_field() {
     };
     assert_eq!(
         keys(&status),
-        "admin connections drain engine last_reload max_connections metrics phase pools ports probe \
-         ring_ops uptime_seconds version workers"
+        "admin connections drain dropped_lines engine last_reload max_connections metrics phase pools \
+         ports probe ring_ops uptime_seconds version workers"
     );
     assert_eq!(
         keys(&status["ports"][0]),

@@ -16,21 +16,27 @@ use std::path::Path;
 /// A module, and the modules it may import, in layer order: nothing imports from further down.
 const LAYERS: &[(&str, &[&str])] = &[
     ("outcome", &[]),
+    ("escape", &[]),
+    ("journal", &["escape", "outcome"]),
+    ("access", &["escape", "outcome"]),
     ("lifecycle", &[]),
     ("telemetry", &[]),
     ("io", &[]),
     ("metrics", &["outcome"]),
     ("limit", &["outcome"]),
-    ("conn", &["io", "lifecycle", "limit", "metrics", "outcome"]),
+    ("conn", &["access", "io", "journal", "lifecycle", "limit", "metrics", "outcome"]),
     ("worker", &["conn", "io", "lifecycle", "limit", "metrics"]),
     // How many shadow limits the gate can try at once is the gate's to say.
     ("settings", &["limit"]),
     ("cli", &["settings"]),
-    ("admin", &["lifecycle", "limit", "metrics", "outcome"]),
+    ("admin", &["escape", "journal", "lifecycle", "limit", "metrics", "outcome"]),
     // Shows the status as the admin page does.
     ("client", &["admin"]),
     // Builds the Config of every module.
-    ("config", &["admin", "cli", "conn", "io", "lifecycle", "limit", "settings", "telemetry"]),
+    (
+        "config",
+        &["access", "admin", "cli", "conn", "io", "lifecycle", "limit", "settings", "telemetry"],
+    ),
     (
         "app",
         &[
@@ -38,6 +44,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "config",
             "conn",
             "io",
+            "journal",
             "lifecycle",
             "limit",
             "metrics",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes};
 use hyper::header::{ACCEPT, ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde::Serialize;
 use serde_json::json;
 
@@ -15,7 +15,7 @@ use crate::lifecycle::{Cause, Phase};
 
 use super::exposition::Format;
 use super::gateway::Gateway;
-use super::{page, scrape};
+use super::{explain, page, scrape};
 
 /// One of the four addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,7 @@ enum Route {
     Status,
     Settings,
     Connections,
+    Explain,
     DrainWait,
     Drain,
     Set,
@@ -60,10 +61,13 @@ impl Route {
             "/status.json" => Self::Status,
             "/settings.json" => Self::Settings,
             "/connections.json" => Self::Connections,
+            "/explain" => Self::Explain,
             "/drain/wait" => Self::DrainWait,
             "/drain" => Self::Drain,
             "/set" => Self::Set,
             "/log-level" => Self::LogLevel,
+            // A name follows.
+            _ if path.starts_with("/explain/") => Self::Explain,
             _ => return None,
         })
     }
@@ -113,6 +117,7 @@ where
         Route::Status => json(StatusCode::OK, &gateway.status()),
         Route::Settings => json(StatusCode::OK, &gateway.settings()),
         Route::Connections => json(StatusCode::OK, &gateway.connections()),
+        Route::Explain => explained(&*gateway, request.uri()),
         Route::DrainWait => json(StatusCode::OK, &gateway.lifecycle().drained_if_begun().await),
         Route::Drain => drain(&*gateway),
         Route::Set => set(&*gateway, request).await,
@@ -149,6 +154,19 @@ fn html(status: &impl Serialize) -> Response<Full<Bytes>> {
     let policy = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
     response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
     response
+}
+
+/// Why something was refused, or, without a name, what was refused of late.
+fn explained(gateway: &dyn Gateway, uri: &Uri) -> Response<Full<Bytes>> {
+    let journal = gateway.journal();
+    let name = uri.path().strip_prefix("/explain/").unwrap_or_default();
+    if name.is_empty() {
+        return json(StatusCode::OK, &explain::recent(&journal, uri.query()));
+    }
+    match explain::explain(&journal, &explain::decoded(name)) {
+        Ok(known) => json(StatusCode::OK, &known),
+        Err(unknown) => json(StatusCode::NOT_FOUND, &unknown),
+    }
 }
 
 fn drain(gateway: &dyn Gateway) -> Response<Full<Bytes>> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::PortMetrics;
 
@@ -25,6 +26,9 @@ pub trait Gateway: Send + Sync + 'static {
 
     /// Every open connection.
     fn connections(&self) -> Vec<Connection>;
+
+    /// What was refused or broke of late.
+    fn journal(&self) -> Arc<Journal>;
 
     /// The phases and the drain.
     fn lifecycle(&self) -> Lifecycle;

@@ -4,7 +4,7 @@
 //! ```text
 //! probe    0.0.0.0:15821     /livez /readyz /startupz
 //! metrics  0.0.0.0:15822     /metrics
-//! admin    127.0.0.1:15820   read-only: page, status, settings, connections, probes, metrics
+//! admin    127.0.0.1:15820   read-only: page, status, settings, connections, refusals, probes, metrics
 //! control  Unix socket 0600  all of it, and everything that changes something
 //! ```
 //!
@@ -22,8 +22,9 @@ mod scrape;
 mod serve;
 mod status;
 
+pub mod explain;
 pub mod page;
 
 pub use bind::{BindError, Bound, Faces, bind, try_control};
 pub use gateway::{Connection, Gateway, Setting};
-pub use status::{Counts, Engine, Pools, PortStatus, Reload, Status};
+pub use status::{Counts, DroppedLines, Engine, Pools, PortStatus, Reload, Status};

@@ -187,6 +187,15 @@ impl Page {
             "tidegate_config_last_reload_success_timestamp_seconds",
             "When settings were last applied",
             one(since.as_secs_f64()),
+        )?;
+        let dropped = self.status.dropped_lines;
+        out.counters(
+            "tidegate_log_lines_dropped",
+            "Log lines that were dropped because nobody read them fast enough",
+            vec![
+                (vec![("log", "log".to_owned())], dropped.log),
+                (vec![("log", "access".to_owned())], dropped.access),
+            ],
         )
     }
 
@@ -252,6 +261,7 @@ mod tests {
 
     use super::super::status::{Counts, Engine, Pools, Reload};
     use super::*;
+    use crate::admin::DroppedLines;
     use crate::outcome::{Outcome, Reason};
 
     fn port(listen: &str, limit: Option<u32>, metrics: &PortMetrics) -> PortStatus {
@@ -296,6 +306,7 @@ mod tests {
             connections: 1,
             max_connections: 100,
             pools: Pools { in_use: 0 },
+            dropped_lines: DroppedLines::default(),
             ring_ops: 0,
             admin: local,
             probe: local,

@@ -30,6 +30,8 @@ pub struct Status {
     pub max_connections: u32,
     /// The buffer pools.
     pub pools: Pools,
+    /// Log lines nobody read in time.
+    pub dropped_lines: DroppedLines,
     /// Operations the kernel has not completed (io_uring).
     pub ring_ops: u64,
     /// The address that was really bound.
@@ -60,6 +62,15 @@ pub struct Engine {
 pub struct Pools {
     /// Buffers that hold bytes.
     pub in_use: u64,
+}
+
+/// Log lines that were dropped, because whoever reads them was too slow.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct DroppedLines {
+    /// Of stderr.
+    pub log: u64,
+    /// Of stdout.
+    pub access: u64,
 }
 
 /// How the last change of settings went.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ::http::{HeaderName, StatusCode};
 use rustix::process::{Resource, getrlimit};
 
+use crate::access::Wanted;
 use crate::admin::Setting;
 use crate::conn::http::{self, AppHttp2, Forwarded};
 use crate::conn::{self, Protocol, QueuedHalfClose, TcpRefuse};
@@ -163,6 +164,11 @@ impl Layers {
                     _ => QueuedHalfClose::Gone,
                 },
                 send_proxy_protocol: self.switch("send-proxy-protocol", port),
+                access_log: match self.choice("access-log", port) {
+                    Some("on") => Wanted::On,
+                    Some("with-query") => Wanted::WithQuery,
+                    _ => Wanted::Off,
+                },
             },
         }
     }

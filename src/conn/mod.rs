@@ -21,6 +21,7 @@ mod greet;
 pub mod http;
 mod relay;
 mod release;
+mod report;
 
 pub mod port;
 pub mod registry;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use crate::access;
 use crate::io::{Engine, Side};
 use crate::limit::Entry;
 use crate::outcome::Outcome;
@@ -59,6 +61,8 @@ pub struct Config {
     pub queued_half_close: QueuedHalfClose,
     /// Whether the application is told the client's address in a PROXY protocol v2 header.
     pub send_proxy_protocol: bool,
+    /// What is written to the access log. Holds at once, for open connections too.
+    pub access_log: access::Wanted,
     /// What is only about HTTP.
     pub http: http::Config,
 }

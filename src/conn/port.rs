@@ -1,7 +1,7 @@
 //! What all connections of a port share, and what all ports of the process share.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -10,7 +10,9 @@ use tokio_util::task::TaskTracker;
 use super::Config;
 use super::registry::Registry;
 use super::seats::Seats;
+use crate::access::{self, Wanted};
 use crate::io::App;
+use crate::journal::Journal;
 use crate::lifecycle::Signal;
 use crate::limit::Gate;
 use crate::metrics::PortMetrics;
@@ -35,6 +37,8 @@ pub struct Port {
     pub pace: Pace,
     /// Connections to the application that carry HTTP, of all workers.
     pub seats: Arc<Seats>,
+    /// The [`Wanted`] of the settings, where a request finds it without a lock.
+    access_log: AtomicU8,
     config: RwLock<Arc<Config>>,
 }
 
@@ -62,6 +66,10 @@ pub struct Shared {
     pub registry: Registry,
     /// The accept loops that have not ended; each holds a token from before its thread starts.
     pub accepting: TaskTracker,
+    /// What was refused or broke of late.
+    pub journal: Arc<Journal>,
+    /// Where requests that are over are written down, if somebody wants it.
+    pub access: access::Log,
     /// Raised when the listeners have to close.
     pub closing: Signal,
     /// Raised when what is still open has to be cut.
@@ -88,10 +96,11 @@ impl Port {
             app_text,
             gate,
             metrics: Arc::default(),
-            shared,
             protocol,
             pace: Pace::default(),
             seats: Arc::default(),
+            access_log: AtomicU8::new(begin_access_log(&shared, config.access_log)),
+            shared,
             config: RwLock::new(Arc::new(config)),
         }
     }
@@ -101,11 +110,27 @@ impl Port {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What is written to the access log.
+    pub fn access_log(&self) -> Wanted {
+        Wanted::from_u8(self.access_log.load(Ordering::Relaxed))
+    }
+
     /// New settings, for connections that come from now on; the gate has its own already.
     pub fn configure(&self, config: Config) {
+        self.access_log.store(begin_access_log(&self.shared, config.access_log), Ordering::Relaxed);
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
         self.seats.limit_changed();
     }
+}
+
+/// What a port will write to the access log, whose thread runs from now on if that is anything.
+fn begin_access_log(shared: &Shared, wanted: Wanted) -> u8 {
+    if wanted != Wanted::Off
+        && let Err(error) = shared.access.begin()
+    {
+        tracing::error!(%error, "the thread that writes the access log cannot be started");
+    }
+    wanted as u8
 }
 
 impl Protocol {
@@ -150,6 +175,8 @@ impl Shared {
     ) -> Self {
         Self {
             registry: Registry::default(),
+            journal: Arc::default(),
+            access: access::Log::default(),
             accepting: TaskTracker::new(),
             closing,
             cut,

@@ -4,9 +4,9 @@
 //! list costs one short lock at either end of a connection and none in between.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::io::Traffic;
 
@@ -60,6 +60,8 @@ pub struct Row {
     /// Bytes carried so far.
     pub traffic: Arc<Traffic>,
     stage: AtomicU8,
+    /// How long it waited for a slot, in units of 10 µs: up to half a day fits.
+    waited: AtomicU32,
 }
 
 /// The listing of one connection; dropping it takes it off the list.
@@ -107,6 +109,7 @@ impl Registry {
             since,
             traffic: Arc::default(),
             stage: AtomicU8::new(Stage::Queued as u8),
+            waited: AtomicU32::new(0),
         });
         let index = match table.free.pop() {
             Some(index) => {
@@ -148,6 +151,17 @@ impl Registered {
     /// It has come to `stage`.
     pub fn enter(&self, stage: Stage) {
         self.row.stage.store(stage as u8, Ordering::Relaxed);
+    }
+
+    /// It has waited for a slot, and waits no longer.
+    pub fn has_waited(&self, waited: Duration) {
+        let units = u32::try_from(waited.as_micros() / 10).unwrap_or(u32::MAX);
+        self.row.waited.store(units, Ordering::Relaxed);
+    }
+
+    /// How long it waited for a slot.
+    pub fn waited(&self) -> Duration {
+        Duration::from_micros(u64::from(self.row.waited.load(Ordering::Relaxed)) * 10)
     }
 
     /// When it was accepted.

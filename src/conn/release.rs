@@ -1,15 +1,15 @@
-//! Release: the one place where a connection ends. Counts one outcome and writes one log line, so
-//! that whoever sees the end finds it counted; then closes, and gives the slot back last.
+//! Release: the one place where a connection ends. Counts one outcome and writes it down, so that
+//! whoever sees the end finds it counted; then closes, and gives the slot back last.
 
-use std::net::{Shutdown, SocketAddr};
-use std::time::{Duration, Instant};
+use std::net::Shutdown;
+use std::time::Instant;
 
 use socket2::SockRef;
 
 use super::registry::Registered;
-use super::{Conn, Port, TcpRefuse};
+use super::{Conn, Port, TcpRefuse, report};
 use crate::io::{Engine, sock};
-use crate::outcome::{Fault, Outcome};
+use crate::outcome::Outcome;
 
 /// End `conn` as `outcome` says.
 pub(super) fn release<E: Engine>(engine: &E, port: &Port, conn: Conn<E>, outcome: Outcome) {
@@ -61,51 +61,18 @@ pub(super) fn refuse(client: SockRef<'_>, how: TcpRefuse) {
     }
 }
 
-/// One outcome, one count, one line.
+/// One outcome, one count, and what is written down of it: first, so that whoever sees it counted can
+/// have it explained.
 pub(super) fn count(port: &Port, entry: &Registered, outcome: Outcome, bytes: [u64; 2]) {
-    let lasted = Instant::now().saturating_duration_since(entry.since());
-    port.metrics.end(outcome, lasted);
-    if outcome.fault() != Fault::Nobody && tracing::enabled!(tracing::Level::DEBUG) {
-        let reason = match outcome {
-            Outcome::Refused(reason) => reason.label(),
-            _ => outcome.label(),
-        };
-        tracing::debug!(
-            id = entry.id(),
-            port = %port.listen,
-            client = entry.client().map(tracing::field::display),
-            outcome = outcome.label(),
-            reason,
-            seconds = lasted.as_secs_f64(),
-            bytes_in = bytes[0],
-            bytes_out = bytes[1],
-            "connection ended"
-        );
-    }
+    let now = Instant::now();
+    report::connection(port, entry, outcome, bytes, now);
+    port.metrics.end(outcome, now.saturating_duration_since(entry.since()));
 }
 
-/// The same for a request.
-pub(super) fn count_request(
-    port: &Port,
-    client: Option<SocketAddr>,
-    outcome: Outcome,
-    lasted: Duration,
-) {
-    port.metrics.end(outcome, lasted);
-    if outcome.fault() != Fault::Nobody && tracing::enabled!(tracing::Level::DEBUG) {
-        let reason = match outcome {
-            Outcome::Refused(reason) => reason.label(),
-            _ => outcome.label(),
-        };
-        tracing::debug!(
-            port = %port.listen,
-            client = client.map(tracing::field::display),
-            outcome = outcome.label(),
-            reason,
-            seconds = lasted.as_secs_f64(),
-            "request ended"
-        );
-    }
+/// The same for a request. Its line in the access log comes later, when its last byte has gone.
+pub(super) fn count_request(port: &Port, ended: &report::Ended<'_>) {
+    report::request(port, ended);
+    port.metrics.end(ended.outcome, ended.lasted());
 }
 
 fn reset_app<E: Engine>(engine: &E, app: Option<&E::Stream>) {

@@ -164,6 +164,11 @@ impl Clients {
         }
     }
 
+    /// How much a client has.
+    pub(super) fn count(&self, client: Client) -> u32 {
+        lock(self.shard(client)).get(&client).copied().unwrap_or(0)
+    }
+
     /// Neighbouring addresses differ in the last bytes. Somebody who aims for one shard gains
     /// contention on a lock held for nanoseconds; the maps themselves hash with a secret key.
     fn shard(&self, client: Client) -> &Mutex<Shard> {

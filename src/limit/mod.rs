@@ -99,6 +99,25 @@ pub struct Snapshot {
     pub would_refuse: u64,
 }
 
+/// What explains a decision of the gate, right after it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sight {
+    /// The limit, if it is enforced.
+    pub limit: Option<NonZeroU32>,
+    /// Slots taken.
+    pub active: u32,
+    /// How many wait.
+    pub queued: u32,
+    /// The most that may wait.
+    pub queue_length: u32,
+    /// The longest anybody waits.
+    pub queue_timeout: Duration,
+    /// What the client has active and queued, while there is a cap.
+    pub of_client: Option<u32>,
+    /// The most one client may have.
+    pub per_client_limit: Option<NonZeroU32>,
+}
+
 impl Mode {
     /// The word used in settings, metrics and logs.
     pub const fn label(self) -> &'static str {

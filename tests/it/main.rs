@@ -10,10 +10,12 @@ mod rig; // the rig itself: an oracle that is wrong would prove anything
 mod http; // every promise once more, per request
 
 mod drain; // P6: nothing is lost when it goes
+mod explain; // P4: why somebody was refused
 mod fair; // P2, P3: in order, and no longer than promised
 mod fallback; // P7: without io_uring
 mod leaves; // P1, P10, P11: clients that leave, idle ones, nothing left behind
 mod limits; // descriptors and connections run out
+mod logs; // P8, A27: lines, too many lines, and nobody forges one
 mod network; // partitions and source ports, in a network namespace
 mod observe; // P13: watching without refusing
 mod refuse; // P4: quickly, politely, by reason

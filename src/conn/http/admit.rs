@@ -5,14 +5,15 @@ use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::{Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tower::Service;
 
 use super::Client;
+use super::account::Trail;
 use super::body::ResponseBody;
 use super::deadline;
 use super::exchange::Slot;
@@ -20,6 +21,7 @@ use super::refuse::{Cause, Manner, refuse};
 use crate::conn::QueuedHalfClose;
 use crate::conn::admit::has_left;
 use crate::conn::release;
+use crate::conn::report::{Ended, Told};
 use crate::io::Engine;
 use crate::limit::{self, Entry, Permit, Ticket};
 use crate::outcome::{Outcome, Reason};
@@ -42,6 +44,17 @@ pub struct Admission<E: Engine, S> {
     inner: S,
 }
 
+/// What is known of a request when it asks for a slot.
+#[derive(Clone)]
+struct Arrival {
+    at: Instant,
+    /// When its client gives up.
+    deadline: Option<Instant>,
+    /// Whose share it counts towards.
+    counted_as: Option<limit::Client>,
+    trail: Trail,
+}
+
 type Waiting = Pin<Box<dyn Future<Output = Result<Permit, Reason>>>>;
 
 pin_project! {
@@ -49,7 +62,7 @@ pin_project! {
     #[project = AdmissionProj]
     pub enum Admitting<E: Engine, S: Service<Admitted>> {
         /// Waiting for a slot. In a box: only those who wait pay for it.
-        Waiting { waiting: Waiting, arrived: Instant, request: Option<Request<Incoming>>, client: Rc<Client<E>>, inner: S },
+        Waiting { waiting: Waiting, arrival: Arrival, request: Option<Request<Incoming>>, client: Rc<Client<E>>, inner: S },
         /// At the application.
         Inside { #[pin] inner: S::Future },
         /// Refused.
@@ -86,25 +99,27 @@ where
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let client = &self.client;
-        let arrived = Instant::now();
+        let at = Instant::now();
         let named = client.config.http.deadline_header.as_ref();
-        let deadline = deadline::of(request.headers(), named, arrived);
-        if deadline.is_some_and(|deadline| client.is_hopeless(arrived, deadline)) {
-            return self.turn_away(&request, arrived, Reason::DeadlineUnmeetable);
+        let deadline = deadline::of(request.headers(), named, at);
+        let (trail, counted_as) = (Trail::of(client, &request), client.counted_as(&request));
+        let arrival = Arrival { at, deadline, counted_as, trail };
+        if deadline.is_some_and(|deadline| client.is_hopeless(at, deadline)) {
+            return self.turn_away(&request, arrival, Reason::DeadlineUnmeetable);
         }
-        match client.port().gate.enter(arrived, client.counted_as(&request)) {
+        match client.port().gate.enter(at, arrival.counted_as) {
             Entry::Admit(permit) => {
-                let slot = client.slot(arrived, arrived, permit);
+                let slot = client.slot(arrival, at, permit);
                 Admitting::Inside { inner: self.inner.call(Admitted { request, slot }) }
             }
             Entry::Wait(ticket) => Admitting::Waiting {
-                waiting: Box::pin(wait(client.clone(), ticket, arrived, deadline)),
-                arrived,
+                waiting: Box::pin(wait(client.clone(), ticket, arrival.clone())),
+                arrival,
                 request: Some(request),
                 client: client.clone(),
                 inner: self.inner.clone(),
             },
-            Entry::Refuse(reason) => self.turn_away(&request, arrived, reason),
+            Entry::Refuse(reason) => self.turn_away(&request, arrival, reason),
         }
     }
 }
@@ -113,25 +128,56 @@ impl<E: Engine, S: Service<Admitted>> Admission<E, S> {
     fn turn_away(
         &self,
         request: &Request<Incoming>,
-        arrived: Instant,
+        arrival: Arrival,
         reason: Reason,
     ) -> Admitting<E, S> {
-        Admitting::Refused { response: Some(self.client.turn_away(request, arrived, reason)) }
+        let response = self.client.turn_away(request, &arrival, arrival.at, reason);
+        Admitting::Refused { response: Some(response) }
     }
 }
 
 impl<E: Engine> Client<E> {
-    /// Count a refusal, and say it.
+    /// Count a refusal, and say it. `now`: until when it waited.
     fn turn_away(
         &self,
         request: &Request<Incoming>,
-        arrived: Instant,
+        arrival: &Arrival,
+        now: Instant,
         reason: Reason,
     ) -> Response<ResponseBody> {
-        let port = self.port();
-        release::count_request(port, self.address, Outcome::Refused(reason), arrived.elapsed());
-        let limited = self.config.http.refuse_status;
-        refuse(port, limited, &Manner::of(request), Cause::Reason(reason))
+        let (port, limited) = (self.port(), self.config.http.refuse_status);
+        let (response, told) = refuse(port, limited, &Manner::of(request), Cause::Reason(reason));
+        let head = Some((request.method(), request.uri()));
+        self.refused(arrival, now, reason, head, Some(told));
+        response
+    }
+
+    fn refused(
+        &self,
+        arrival: &Arrival,
+        now: Instant,
+        reason: Reason,
+        head: Option<(&Method, &Uri)>,
+        told: Option<Told>,
+    ) {
+        let Arrival { at, deadline, counted_as, trail } = arrival;
+        let outcome = Outcome::Refused(reason);
+        let waited = now.saturating_duration_since(*at);
+        trail.ended(outcome, waited);
+        let ended = Ended {
+            client: self.address,
+            counted_as: *counted_as,
+            connection: trail.connection,
+            id: trail.id.as_ref(),
+            head,
+            outcome,
+            arrived: *at,
+            now,
+            waited,
+            deadline: deadline.map(|deadline| deadline.saturating_duration_since(*at)),
+            told,
+        };
+        release::count_request(self.port(), &ended);
     }
 
     /// Whom a request is counted for: the name it bears, if there is to be one, else its address.
@@ -144,9 +190,9 @@ impl<E: Engine> Client<E> {
         }
     }
 
-    fn slot(&self, arrived: Instant, admitted: Instant, permit: Permit) -> Slot {
+    fn slot(&self, arrival: Arrival, admitted: Instant, permit: Permit) -> Slot {
         let port = self.upstream.port.clone();
-        Slot::new(port, self.address, arrived, admitted, permit)
+        Slot::new(port, self.address, arrival.trail, arrival.at, admitted, permit)
     }
 
     /// Whether a request would, at the pace of late, be answered only after its deadline.
@@ -157,7 +203,7 @@ impl<E: Engine> Client<E> {
         let queued = port.gate.queued();
         // Those who wait go first; then this one takes its time.
         let wait = if queued == 0 {
-            std::time::Duration::ZERO
+            Duration::ZERO
         } else {
             mean.mul_f64(f64::from(queued) / f64::from(port.gate.limit().max(1)))
         };
@@ -169,15 +215,15 @@ impl<E: Engine> Client<E> {
 async fn wait<E: Engine>(
     client: Rc<Client<E>>,
     mut ticket: Ticket,
-    arrived: Instant,
-    deadline: Option<Instant>,
+    arrival: Arrival,
 ) -> Result<Permit, Reason> {
     let engine = &client.upstream.engine;
     let line = &client.line;
+    let deadline = arrival.deadline;
     let keep = client.config.queued_half_close == QueuedHalfClose::Keep;
     let gone = || has_left(line.socket(), keep);
     let until = |ticket: &Ticket| deadline.map_or(ticket.deadline(), |d| d.min(ticket.deadline()));
-    let undecided = Undecided { client: &client, arrived, decided: false };
+    let undecided = Undecided { client: &client, arrival: &arrival, decided: false };
     // On HTTP/2 hyper reads on, and drops this when the stream or the connection ends.
     let mut watching = !client.http2;
     let mut left = pin!(engine.peer_left(line.stream()));
@@ -220,7 +266,7 @@ async fn wait<E: Engine>(
 /// A request that waits. Dropped undecided, its client has left: that is an outcome too.
 struct Undecided<'a, E: Engine> {
     client: &'a Client<E>,
-    arrived: Instant,
+    arrival: &'a Arrival,
     decided: bool,
 }
 
@@ -233,14 +279,11 @@ impl<E: Engine> Undecided<'_, E> {
 
 impl<E: Engine> Drop for Undecided<'_, E> {
     fn drop(&mut self) {
-        let waited = self.arrived.elapsed();
-        let port = self.client.port();
-        port.metrics.wait(waited);
-        if self.decided {
-            return;
+        let now = Instant::now();
+        self.client.port().metrics.wait(now.saturating_duration_since(self.arrival.at));
+        if !self.decided {
+            self.client.refused(self.arrival, now, Reason::ClientGone, None, None);
         }
-        let outcome = Outcome::Refused(Reason::ClientGone);
-        release::count_request(port, self.client.address, outcome, waited);
     }
 }
 
@@ -253,17 +296,17 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let next = match self.as_mut().project() {
-                AdmissionProj::Waiting { waiting, arrived, request, client, inner } => {
+                AdmissionProj::Waiting { waiting, arrival, request, client, inner } => {
                     let permit = ready!(waiting.as_mut().poll(cx));
                     let request = request.take().expect("taken once, as the state changes");
-                    let (arrived, now) = (*arrived, Instant::now());
+                    let now = Instant::now();
                     match permit {
                         Ok(permit) => {
-                            let slot = client.slot(arrived, now, permit);
+                            let slot = client.slot(arrival.clone(), now, permit);
                             Admitting::Inside { inner: inner.call(Admitted { request, slot }) }
                         }
                         Err(reason) => {
-                            let response = client.turn_away(&request, arrived, reason);
+                            let response = client.turn_away(&request, arrival, now, reason);
                             Admitting::Refused { response: Some(response) }
                         }
                     }

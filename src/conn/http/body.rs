@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use slab::Slab;
 
+use super::account::Line;
 use super::exchange::Lease;
 use super::wire::{Alarm, Head};
+use crate::io::Side;
 use crate::outcome::Outcome;
 
 /// Bytes that earn a second of waiting: the slowest link worth a slot (Apache's `MinRate`).
@@ -35,6 +38,8 @@ pub struct Upload {
     incoming: Incoming,
     /// Set before it is sent.
     lease: Option<Rc<Lease>>,
+    /// In the access log, if there is one.
+    line: Option<Arc<Line>>,
     /// How to make an alarm; the engine's business.
     alarm_at: Box<dyn Fn(Instant) -> Alarm>,
     alarm: Option<Alarm>,
@@ -51,12 +56,14 @@ impl Upload {
     pub fn new(
         incoming: Incoming,
         patience: Duration,
+        line: Option<Arc<Line>>,
         alarm_at: Box<dyn Fn(Instant) -> Alarm>,
     ) -> Self {
         Self {
             incoming,
             patience,
             lease: None,
+            line,
             alarm_at,
             alarm: None,
             received: 0,
@@ -127,7 +134,11 @@ impl Body for Upload {
         }
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
-                this.received += frame.data_ref().map_or(0, |data| data.len() as u64);
+                let length = length(&frame);
+                this.received += length;
+                if let Some(line) = &this.line {
+                    line.carried(Side::Client, length);
+                }
                 if frame.is_trailers() || this.incoming.is_end_stream() {
                     this.end();
                 }
@@ -148,6 +159,10 @@ impl Body for Upload {
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
     }
+}
+
+fn length(frame: &Frame<Bytes>) -> u64 {
+    frame.data_ref().map_or(0, |data| data.len() as u64)
 }
 
 /// What is sent to the application.
@@ -261,6 +276,8 @@ pub struct ResponseBody {
     content: Content,
     /// Dropped with the body: the connection is between two requests then.
     pub busy: Option<Busy>,
+    /// Its request's, in the access log, if there is one.
+    pub line: Option<Arc<Line>>,
 }
 
 enum Content {
@@ -359,16 +376,20 @@ impl Drop for ResponseBody {
 
 impl ResponseBody {
     /// Nothing but the head.
-    pub const EMPTY: Self = Self { content: Content::Empty, busy: None };
+    pub const EMPTY: Self = Self::of(Content::Empty);
 
     /// A few words of our own.
     pub const fn words(words: Bytes) -> Self {
-        Self { content: Content::Words(words), busy: None }
+        Self::of(Content::Words(words))
     }
 
     /// The application's.
     pub const fn answer(answer: Answer) -> Self {
-        Self { content: Content::Answer(answer), busy: None }
+        Self::of(Content::Answer(answer))
+    }
+
+    const fn of(content: Content) -> Self {
+        Self { content, busy: None, line: None }
     }
 }
 
@@ -381,7 +402,7 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = &mut *self;
-        match &mut this.content {
+        let polled = match &mut this.content {
             Content::Empty => Poll::Ready(None),
             Content::Words(words) => {
                 let words = std::mem::take(words);
@@ -395,7 +416,11 @@ impl Body for ResponseBody {
                 }
                 frame
             }
+        };
+        if let (Some(line), Poll::Ready(Some(Ok(frame)))) = (&this.line, &polled) {
+            line.carried(Side::App, length(frame));
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -18,8 +18,11 @@ use std::time::Instant;
 
 use hyper::body::Incoming;
 
+use super::account::{Line, Trail};
 use crate::conn::Port;
 use crate::conn::release;
+use crate::conn::report::Ended;
+use crate::io::Side;
 use crate::limit::Permit;
 use crate::outcome::Outcome;
 
@@ -27,6 +30,8 @@ use crate::outcome::Outcome;
 pub struct Slot {
     port: Arc<Port>,
     client: Option<SocketAddr>,
+    /// What the request is called.
+    trail: Trail,
     /// When the request came.
     arrived: Instant,
     /// When it was let in.
@@ -42,18 +47,32 @@ impl Slot {
     pub fn new(
         port: Arc<Port>,
         client: Option<SocketAddr>,
+        trail: Trail,
         arrived: Instant,
         admitted: Instant,
         permit: Permit,
     ) -> Self {
         port.metrics.admit();
         let outcome = Cell::new(Outcome::ClientReset);
-        Self { port, client, arrived, admitted, outcome, _permit: permit }
+        Self { port, client, trail, arrived, admitted, outcome, _permit: permit }
     }
 
     /// How it ends, unless something else becomes known.
     pub fn will_be(&self, outcome: Outcome) {
         self.outcome.set(outcome);
+    }
+
+    /// Its line in the access log.
+    pub fn line(&self) -> Option<Arc<Line>> {
+        self.trail.line.clone()
+    }
+
+    /// So much was carried each way, beside the bodies.
+    pub fn carried(&self, bytes: [u64; 2]) {
+        if let Some(line) = &self.trail.line {
+            line.carried(Side::Client, bytes[0]);
+            line.carried(Side::App, bytes[1]);
+        }
     }
 }
 
@@ -64,8 +83,22 @@ impl Drop for Slot {
         if outcome == Outcome::Served {
             self.port.pace.observe(now.saturating_duration_since(self.admitted));
         }
-        let lasted = now.saturating_duration_since(self.arrived);
-        release::count_request(&self.port, self.client, outcome, lasted);
+        let waited = self.admitted.saturating_duration_since(self.arrived);
+        self.trail.ended(outcome, waited);
+        let ended = Ended {
+            client: self.client,
+            counted_as: None,
+            connection: self.trail.connection,
+            id: self.trail.id.as_ref(),
+            head: None,
+            outcome,
+            arrived: self.arrived,
+            now,
+            waited,
+            deadline: None,
+            told: None,
+        };
+        release::count_request(&self.port, &ended);
     }
 }
 

@@ -80,7 +80,7 @@ fn answer<E: Engine>(
 }
 
 fn say<E: Engine>(client: &Client<E>, manner: &Manner, cause: Cause) -> Response<ResponseBody> {
-    refuse(client.port(), client.config.http.refuse_status, manner, cause)
+    refuse(client.port(), client.config.http.refuse_status, manner, cause).0
 }
 
 /// Whether the application understands HTTP/2.
@@ -100,7 +100,7 @@ fn connection<E: Engine>(
     headers::as_http1(&mut request);
     let upstream = &client.upstream;
     let (parts, incoming) = request.into_parts();
-    let body = body(client, incoming);
+    let body = body(client, incoming, &slot);
     let mut next = Some((Request::from_parts(parts, body), slot));
     async move {
         let mut dialled = 0;
@@ -168,7 +168,7 @@ async fn stream<E: Engine>(
     headers::as_http2(&mut request);
     let lease = upstream.stream_lease();
     let (parts, incoming) = request.into_parts();
-    let mut ready = Request::from_parts(parts, body(client, incoming));
+    let mut ready = Request::from_parts(parts, body(client, incoming, &slot));
     ready.body_mut().bind(&lease);
     lease.begin(slot, ready.body().is_end_stream());
     for _ in 0..TRIES {
@@ -195,14 +195,14 @@ fn fail(lease: &Lease, unanswered: &Unanswered) -> Cause {
 }
 
 /// The body as it is sent, not bound to an exchange yet.
-fn body<E: Engine>(client: &Client<E>, incoming: Incoming) -> RequestBody {
+fn body<E: Engine>(client: &Client<E>, incoming: Incoming, slot: &Slot) -> RequestBody {
     if incoming.is_end_stream() {
         return RequestBody::Empty;
     }
     let engine = client.upstream.engine.clone();
     let patience = client.config.http.body_timeout;
     let alarm_at = Box::new(move |at| alarm(&engine, at));
-    RequestBody::Upload(Box::new(Upload::new(incoming, patience, alarm_at)))
+    RequestBody::Upload(Box::new(Upload::new(incoming, patience, slot.line(), alarm_at)))
 }
 
 /// Whose fault it was that no answer came.

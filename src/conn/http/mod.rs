@@ -10,6 +10,7 @@
 //! client before it has a slot; the slot is held to the last byte of both bodies; a connection is
 //! closed so that what was written last is read.
 
+mod account;
 mod admit;
 mod body;
 mod deadline;
@@ -134,6 +135,8 @@ pub struct Client<E: Engine> {
     upstream: Rc<Upstream<E>>,
     config: Arc<super::Config>,
     address: Option<SocketAddr>,
+    /// Its number in the list of connections.
+    connection: u64,
     http2: bool,
     line: Rc<Line<E>>,
     /// The requests being served, if there can be several.
@@ -161,6 +164,7 @@ impl<E: Engine> Client<E> {
         Self {
             config: conn.config.clone(),
             address,
+            connection: conn.entry.id(),
             http2: version == Version::Two,
             line,
             streams: Rc::default(),

@@ -11,6 +11,7 @@ use http::{Request, Response, StatusCode, Version};
 
 use super::body::ResponseBody;
 use crate::conn::Port;
+use crate::conn::report::Told;
 use crate::outcome::Reason;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -208,13 +209,13 @@ impl Cause {
     }
 }
 
-/// The response for a request that is not served.
+/// The response for a request that is not served, and what it says.
 pub fn refuse(
     port: &Port,
     limited: StatusCode,
     manner: &Manner,
     cause: Cause,
-) -> Response<ResponseBody> {
+) -> (Response<ResponseBody>, Told) {
     let words = cause.words(limited);
     let draining = cause == Cause::Reason(Reason::Draining);
     let retry = words.retry.then(|| if draining { Duration::ZERO } else { come_again(port) });
@@ -225,7 +226,17 @@ pub fn refuse(
     if manner.http1 && (draining || port.shared.closing.is_raised()) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response
+    let told = Told {
+        status: response.status().as_u16(),
+        grpc_status: manner.grpc.then_some(words.grpc),
+        retry_after: retry.map(|retry| if manner.grpc { retry } else { whole_seconds(retry) }),
+    };
+    (response, told)
+}
+
+/// As `Retry-After` says it: rounded up.
+fn whole_seconds(retry: Duration) -> Duration {
+    Duration::from_secs(retry.as_secs() + u64::from(retry.subsec_nanos() > 0))
 }
 
 /// Trailers only: the status is in the head, and there is no body.
@@ -249,9 +260,7 @@ fn say_http(words: &Words, manner: &Manner, retry: Option<Duration>) -> Response
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     if let Some(retry) = retry {
-        // Whole seconds, rounded up.
-        let seconds = retry.as_secs() + u64::from(retry.subsec_nanos() > 0);
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(retry).as_secs()));
     }
     response
 }

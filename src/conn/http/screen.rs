@@ -70,7 +70,7 @@ where
         let client = &self.client;
         let cause = Cause::NotServed(status, text);
         let limited = client.config.http.refuse_status;
-        let mut response = refuse(client.port(), limited, &Manner::of(&request), cause);
+        let (mut response, _) = refuse(client.port(), limited, &Manner::of(&request), cause);
         if !client.http2 {
             // Who sent this may mean something else by what follows.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

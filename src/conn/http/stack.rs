@@ -16,6 +16,7 @@ use tower_http::request_id::{
     MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
 };
 
+use super::account::Account;
 use super::admit::{Admit, Admitted};
 use super::body::{Busy, ResponseBody};
 use super::forward::forward;
@@ -31,14 +32,16 @@ pub fn stack<E: Engine>(client: Rc<Client<E>>) -> impl Service<
     Error = Infallible,
     Future = impl Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static,
 > + use<E> {
-    let (outer, inner) = (client.clone(), client.clone());
+    let (outer, asked, inner) = (client.clone(), client.clone(), client.clone());
     ServiceBuilder::new()
         // A request has a name before anything is said about it,
         .layer(SetRequestIdLayer::x_request_id(Names))
         // and every answer bears it, refusals too.
         .layer(PropagateRequestIdLayer::x_request_id())
+        // What becomes of it is written down, also if it is not served;
+        .layer(Account::new(outer))
         // What no proxy of this kind serves costs nobody a slot.
-        .layer(Screen::new(outer))
+        .layer(Screen::new(asked))
         // The decision. Nothing above it waits, nothing below it runs without a slot.
         .layer(Admit::new(client.clone()))
         // Heads are rewritten only for those who were let in: refusing stays cheap.

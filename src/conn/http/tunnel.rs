@@ -12,7 +12,7 @@ use super::upstream::Switched;
 use super::wire::{Head, Line};
 use crate::conn::registry::Stage;
 use crate::conn::{Conn, Port, relay, release};
-use crate::io::Engine;
+use crate::io::{Engine, Side};
 use crate::outcome::Outcome;
 
 /// The application has answered 101; its connection comes when hyper is done with it.
@@ -42,6 +42,9 @@ pub async fn carry<E: Engine>(engine: &E, port: &Port, entrance: Entrance<E>, tu
         return;
     };
     conn.entry.enter(Stage::Relaying);
+    // The heads are no part of what passes through the tunnel.
+    let heads = carried(&conn);
+    let early = [asked.len() + more_asked.len(), said.len() + more_said.len()];
     // What either had said before the relay begins comes first.
     let patience = conn.config.write_stall_timeout;
     let app = hand_over(engine, app, &[&asked, &more_asked], patience).await;
@@ -50,9 +53,15 @@ pub async fn carry<E: Engine>(engine: &E, port: &Port, entrance: Entrance<E>, tu
     let conn = conn.with(client, app);
     let outcome = relay::relay(engine, port, &conn).await;
     slot.will_be(outcome);
+    let all = conn.bytes();
+    slot.carried([0, 1].map(|side: usize| all[side] - heads[side] + early[side] as u64));
     release::part(engine, conn, outcome);
     drop(seat);
     drop(slot);
+}
+
+fn carried<E: Engine>(conn: &Conn<E, ()>) -> [u64; 2] {
+    [Side::Client, Side::App].map(|side| conn.entry.traffic().from(side))
 }
 
 /// Write these first, within `patience`.

@@ -96,6 +96,13 @@ impl Http1 {
         self.answer().unwrap_or_else(|error| panic!("GET {path}: {error}"))
     }
 
+    /// A GET of somebody who answers to that name only.
+    #[track_caller]
+    pub(crate) fn get_from(&mut self, host: &str, path: &str) -> Answer {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        self.answer().unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
     /// A POST of a whole body and its answer.
     #[track_caller]
     pub(crate) fn post(&mut self, path: &str, body: &[u8]) -> Answer {

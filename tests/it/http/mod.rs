@@ -4,11 +4,11 @@
 //! path says and counts requests exactly; `servers` and `smuggling` stand in front of servers that people
 //! run (`tests/apps/`).
 
-mod client; // HTTP/1, byte by byte
+pub(crate) mod client; // HTTP/1, byte by byte
 mod exchange; // one request at the application
 mod frames; // HTTP/2, what no library would send
-mod http2; // HTTP/2, through a library
-mod oracle; // the application that counts
+pub(crate) mod http2; // HTTP/2, through a library
+pub(crate) mod oracle; // the application that counts
 mod scripts; // what it does
 mod wire1;
 mod wire2;
@@ -35,7 +35,7 @@ use crate::support::gateway::{Gateway, Setup};
 use crate::support::{Engine, SOON, process, slack, sockets, until};
 
 /// A gateway whose port speaks HTTP.
-fn gate(engine: Engine, app: impl ToString) -> Setup {
+pub(crate) fn gate(engine: Engine, app: impl ToString) -> Setup {
     Setup::new(engine, app).set("protocol", "http")
 }
 
@@ -68,7 +68,7 @@ fn assert_settled(gateway: &Gateway, app_port: u16) {
 
 /// Waits until the gateway has counted so many refusals for a reason.
 #[track_caller]
-fn refused(gateway: &Gateway, reason: &str, count: u64) {
+pub(crate) fn refused(gateway: &Gateway, reason: &str, count: u64) {
     let mut seen = 0;
     let start = std::time::Instant::now();
     while start.elapsed() < SOON && seen != count {
@@ -80,6 +80,6 @@ fn refused(gateway: &Gateway, reason: &str, count: u64) {
 
 /// Waits until so many wait in the queue.
 #[track_caller]
-fn queued(gateway: &Gateway, count: u64) {
+pub(crate) fn queued(gateway: &Gateway, count: u64) {
     until("so many wait", SOON, || gateway.port().queued == count);
 }
