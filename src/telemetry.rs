@@ -7,6 +7,8 @@
 //! Always true: a reader of stderr that has stopped reading stops that one thread and nobody else.
 //! Lines beyond [`QUEUE`] are dropped, counted, and said to have been.
 
+pub mod export;
+
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

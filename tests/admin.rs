@@ -77,6 +77,7 @@ impl Gateway for Fake {
             metrics: nowhere,
             uptime_seconds: 61.0,
             last_reload: Reload { ok: true, error: None, last_success: SystemTime::now() },
+            traces: None,
             drain: self.life.report(),
         }
     }

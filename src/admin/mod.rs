@@ -26,4 +26,4 @@ pub mod page;
 
 pub use bind::{BindError, Bound, Faces, bind, try_control};
 pub use gateway::{Connection, Gateway, Setting};
-pub use status::{Counts, Engine, Pools, PortStatus, Reload, Status};
+pub use status::{Counts, Engine, Pools, PortStatus, Reload, Status, Traces};

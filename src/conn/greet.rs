@@ -137,7 +137,9 @@ async fn first_word<E: Engine>(engine: &E, port: &Port, conn: &mut Conn<E>, entr
                 },
                 admitted = admit::wait(engine, client, keep, ticket) => admitted,
             };
-            port.metrics.wait(listed.since().elapsed());
+            let lasted = listed.since().elapsed();
+            port.metrics.wait(lasted);
+            listed.wait(lasted);
             match waited {
                 Ok(permit) => permit,
                 Err(reason) => return Turn::Over(Outcome::Refused(reason)),

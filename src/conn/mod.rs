@@ -24,6 +24,7 @@ mod release;
 
 pub mod port;
 pub mod registry;
+pub mod trace;
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};

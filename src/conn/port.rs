@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Config;
 use super::registry::Registry;
+use super::trace::Tracer;
 use crate::io::App;
 use crate::lifecycle::Signal;
 use crate::limit::Gate;
@@ -75,6 +76,8 @@ pub struct Shared {
     pub closing: Signal,
     /// Raised when what is still open has to be cut.
     pub cut: Signal,
+    /// What is recorded for traces, if anybody collects them.
+    pub tracer: Option<Arc<Tracer>>,
     max_connections: AtomicU32,
     /// Every address this process listens on.
     listening: Vec<SocketAddr>,
@@ -184,12 +187,14 @@ impl Shared {
         listening: Vec<SocketAddr>,
         closing: Signal,
         cut: Signal,
+        tracer: Option<Arc<Tracer>>,
     ) -> Self {
         Self {
             registry: Registry::default(),
             accepting: TaskTracker::new(),
             closing,
             cut,
+            tracer,
             max_connections: AtomicU32::new(max_connections),
             listening,
         }

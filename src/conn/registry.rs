@@ -4,9 +4,9 @@
 //! list costs one short lock at either end of a connection and none in between.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::io::Traffic;
 
@@ -60,6 +60,8 @@ pub struct Row {
     /// Bytes carried so far.
     pub traffic: Arc<Traffic>,
     stage: AtomicU8,
+    /// Microseconds in the queue; 0: none.
+    waited: AtomicU32,
 }
 
 /// The listing of one connection; dropping it takes it off the list.
@@ -107,6 +109,7 @@ impl Registry {
             since,
             traffic: Arc::default(),
             stage: AtomicU8::new(Stage::Queued as u8),
+            waited: AtomicU32::new(0),
         });
         let index = match table.free.pop() {
             Some(index) => {
@@ -148,6 +151,18 @@ impl Registered {
     /// It has come to `stage`.
     pub fn enter(&self, stage: Stage) {
         self.row.stage.store(stage as u8, Ordering::Relaxed);
+    }
+
+    /// It has been in the queue for so long, and is no more.
+    pub fn wait(&self, waited: Duration) {
+        let micros = u32::try_from(waited.as_micros()).unwrap_or(u32::MAX).max(1);
+        self.row.waited.store(micros, Ordering::Relaxed);
+    }
+
+    /// How long it was in the queue, if it was.
+    pub fn waited(&self) -> Option<Duration> {
+        let micros = self.row.waited.load(Ordering::Relaxed);
+        (micros > 0).then(|| Duration::from_micros(micros.into()))
     }
 
     /// When it was accepted.

@@ -65,6 +65,9 @@ pub(super) fn refuse(client: SockRef<'_>, how: TcpRefuse) {
 pub(super) fn count(port: &Port, entry: &Registered, outcome: Outcome, bytes: [u64; 2]) {
     let lasted = Instant::now().saturating_duration_since(entry.since());
     port.metrics.end(outcome, lasted);
+    if let Some(tracer) = &port.shared.tracer {
+        tracer.connection(port, entry, outcome, bytes);
+    }
     if outcome.fault() != Fault::Nobody && tracing::enabled!(tracing::Level::DEBUG) {
         let reason = match outcome {
             Outcome::Refused(reason) => reason.label(),

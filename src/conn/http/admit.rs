@@ -20,6 +20,7 @@ use super::refuse::{Cause, Manner, refuse};
 use crate::conn::QueuedHalfClose;
 use crate::conn::admit::has_left;
 use crate::conn::release;
+use crate::conn::trace::{Arrival, Trace};
 use crate::io::Engine;
 use crate::limit::{Entry, Permit, Ticket};
 use crate::outcome::{Outcome, Reason};
@@ -49,7 +50,7 @@ pin_project! {
     #[project = AdmissionProj]
     pub enum Admitting<E: Engine, S: Service<Admitted>> {
         /// Waiting for a slot. In a box: only those who wait pay for it.
-        Waiting { waiting: Waiting, arrived: Instant, request: Option<Request<Incoming>>, client: Rc<Client<E>>, inner: S },
+        Waiting { waiting: Waiting, arrived: Instant, trace: Trace, request: Option<Request<Incoming>>, client: Rc<Client<E>>, inner: S },
         /// At the application.
         Inside { #[pin] inner: S::Future },
         /// Refused.
@@ -90,22 +91,38 @@ where
         let named = client.config.http.deadline_header.as_ref();
         let deadline = deadline::of(request.headers(), named, arrived);
         if deadline.is_some_and(|deadline| client.is_hopeless(arrived, deadline)) {
-            return self.turn_away(&request, arrived, Reason::DeadlineUnmeetable);
+            let trace = client.trace(&request, arrived, 1);
+            return self.turn_away(&request, arrived, trace, Reason::DeadlineUnmeetable);
         }
         let ip = client.address.map(|address| address.ip());
         match client.port().gate.enter(arrived, ip) {
             Entry::Admit(permit) => {
-                let slot = client.slot(arrived, arrived, permit);
+                let trace = client.trace(&request, arrived, 2);
+                let slot = client.slot(arrived, arrived, trace, permit);
                 Admitting::Inside { inner: self.inner.call(Admitted { request, slot }) }
             }
-            Entry::Wait(ticket) => Admitting::Waiting {
-                waiting: Box::pin(wait(client.clone(), ticket, arrived, deadline)),
-                arrived,
-                request: Some(request),
-                client: client.clone(),
-                inner: self.inner.clone(),
-            },
-            Entry::Refuse(reason) => self.turn_away(&request, arrived, reason),
+            Entry::Wait(ticket) => {
+                let trace = client.trace(&request, arrived, 3);
+                trace.waits(|| ticket.position());
+                Admitting::Waiting {
+                    waiting: Box::pin(wait(
+                        client.clone(),
+                        ticket,
+                        arrived,
+                        deadline,
+                        trace.clone(),
+                    )),
+                    arrived,
+                    trace,
+                    request: Some(request),
+                    client: client.clone(),
+                    inner: self.inner.clone(),
+                }
+            }
+            Entry::Refuse(reason) => {
+                let trace = client.trace(&request, arrived, 1);
+                self.turn_away(&request, arrived, trace, reason)
+            }
         }
     }
 }
@@ -115,9 +132,11 @@ impl<E: Engine, S: Service<Admitted>> Admission<E, S> {
         &self,
         request: &Request<Incoming>,
         arrived: Instant,
+        trace: Trace,
         reason: Reason,
     ) -> Admitting<E, S> {
-        Admitting::Refused { response: Some(self.client.turn_away(request, arrived, reason)) }
+        let response = self.client.turn_away(request, arrived, trace, reason);
+        Admitting::Refused { response: Some(response) }
     }
 }
 
@@ -127,17 +146,32 @@ impl<E: Engine> Client<E> {
         &self,
         request: &Request<Incoming>,
         arrived: Instant,
+        trace: Trace,
         reason: Reason,
     ) -> Response<ResponseBody> {
-        let port = self.port();
-        release::count_request(port, self.address, Outcome::Refused(reason), arrived.elapsed());
+        let (port, now) = (self.port(), Instant::now());
+        let outcome = Outcome::Refused(reason);
+        release::count_request(port, self.address, outcome, now.saturating_duration_since(arrived));
         let limited = self.config.http.refuse_status;
-        refuse(port, limited, &Manner::of(request), Cause::Reason(reason))
+        let response = refuse(port, limited, &Manner::of(request), Cause::Reason(reason));
+        let trace = trace.or_refusal(self.arrival(arrived), request, reason, now);
+        trace.refused(&response);
+        trace.end(outcome, None, now);
+        response
     }
 
-    fn slot(&self, arrived: Instant, admitted: Instant, permit: Permit) -> Slot {
+    fn slot(&self, arrived: Instant, admitted: Instant, trace: Trace, permit: Permit) -> Slot {
         let port = self.upstream.port.clone();
-        Slot::new(port, self.address, arrived, admitted, permit)
+        Slot::new(port, self.address, arrived, admitted, trace, permit)
+    }
+
+    /// What is recorded of a request that will be so many spans.
+    fn trace(&self, request: &Request<Incoming>, arrived: Instant, spans: u32) -> Trace {
+        Trace::begin(self.arrival(arrived), request, spans)
+    }
+
+    fn arrival(&self, at: Instant) -> Arrival<'_> {
+        Arrival { port: &self.upstream.port, client: self.address, at }
     }
 
     /// Whether a request would, at the pace of late, be answered only after its deadline.
@@ -162,13 +196,14 @@ async fn wait<E: Engine>(
     mut ticket: Ticket,
     arrived: Instant,
     deadline: Option<Instant>,
+    trace: Trace,
 ) -> Result<Permit, Reason> {
     let engine = &client.upstream.engine;
     let line = &client.line;
     let keep = client.config.queued_half_close == QueuedHalfClose::Keep;
     let gone = || has_left(line.socket(), keep);
     let until = |ticket: &Ticket| deadline.map_or(ticket.deadline(), |d| d.min(ticket.deadline()));
-    let undecided = Undecided { client: &client, arrived, decided: false };
+    let undecided = Undecided { client: &client, arrived, trace, decided: false };
     // On HTTP/2 hyper reads on, and drops this when the stream or the connection ends.
     let mut watching = !client.http2;
     let mut left = pin!(engine.peer_left(line.stream()));
@@ -212,6 +247,7 @@ async fn wait<E: Engine>(
 struct Undecided<'a, E: Engine> {
     client: &'a Client<E>,
     arrived: Instant,
+    trace: Trace,
     decided: bool,
 }
 
@@ -224,13 +260,16 @@ impl<E: Engine> Undecided<'_, E> {
 
 impl<E: Engine> Drop for Undecided<'_, E> {
     fn drop(&mut self) {
-        let waited = self.arrived.elapsed();
+        let now = Instant::now();
+        let waited = now.saturating_duration_since(self.arrived);
         let port = self.client.port();
         port.metrics.wait(waited);
+        self.trace.waited(now);
         if self.decided {
             return;
         }
         let outcome = Outcome::Refused(Reason::ClientGone);
+        self.trace.end(outcome, None, now);
         release::count_request(port, self.client.address, outcome, waited);
     }
 }
@@ -244,17 +283,21 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let next = match self.as_mut().project() {
-                AdmissionProj::Waiting { waiting, arrived, request, client, inner } => {
+                AdmissionProj::Waiting { waiting, arrived, trace, request, client, inner } => {
                     let permit = ready!(waiting.as_mut().poll(cx));
                     let request = request.take().expect("taken once, as the state changes");
                     let (arrived, now) = (*arrived, Instant::now());
+                    let trace = std::mem::take(trace);
                     match permit {
                         Ok(permit) => {
-                            let slot = client.slot(arrived, now, permit);
+                            let slot = client.slot(arrived, now, trace, permit);
                             Admitting::Inside { inner: inner.call(Admitted { request, slot }) }
                         }
                         Err(reason) => {
-                            let response = client.turn_away(&request, arrived, reason);
+                            let arrival = client.arrival(arrived);
+                            let trace = trace.or_refusal(arrival, &request, reason, now);
+                            trace.waited(now);
+                            let response = client.turn_away(&request, arrived, trace, reason);
                             Admitting::Refused { response: Some(response) }
                         }
                     }

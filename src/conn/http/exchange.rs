@@ -16,12 +16,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use http::Request;
 use hyper::body::Incoming;
 
 use crate::conn::Port;
 use crate::conn::release;
+use crate::conn::trace::{Arrival, Trace};
 use crate::limit::Permit;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Reason};
 
 /// The right of one request to be at the application.
 pub struct Slot {
@@ -33,6 +35,8 @@ pub struct Slot {
     admitted: Instant,
     /// How it ends if it is dropped now.
     outcome: Cell<Outcome>,
+    /// What is recorded of it.
+    pub trace: Trace,
     /// Given back after the rest has been dropped: last.
     _permit: Permit,
 }
@@ -44,16 +48,26 @@ impl Slot {
         client: Option<SocketAddr>,
         arrived: Instant,
         admitted: Instant,
+        trace: Trace,
         permit: Permit,
     ) -> Self {
         port.metrics.admit();
         let outcome = Cell::new(Outcome::ClientReset);
-        Self { port, client, arrived, admitted, outcome, _permit: permit }
+        Self { port, client, arrived, admitted, outcome, trace, _permit: permit }
     }
 
     /// How it ends, unless something else becomes known.
     pub fn will_be(&self, outcome: Outcome) {
         self.outcome.set(outcome);
+    }
+
+    /// The application cannot be reached: `request` will not be served. What is recorded of that.
+    pub fn refuse<B>(&mut self, request: &Request<B>, reason: Reason) -> Trace {
+        self.will_be(Outcome::Refused(reason));
+        let arrival = Arrival { port: &self.port, client: self.client, at: self.arrived };
+        let trace = std::mem::take(&mut self.trace);
+        self.trace = trace.or_refusal(arrival, request, reason, Instant::now());
+        self.trace.clone()
     }
 }
 
@@ -64,6 +78,7 @@ impl Drop for Slot {
         if outcome == Outcome::Served {
             self.port.pace.observe(now.saturating_duration_since(self.admitted));
         }
+        self.trace.end(outcome, Some(self.admitted), now);
         let lasted = now.saturating_duration_since(self.arrived);
         release::count_request(&self.port, self.client, outcome, lasted);
     }
@@ -208,6 +223,11 @@ impl Lease {
         if let Some(slot) = &*self.slot.borrow() {
             slot.will_be(outcome);
         }
+    }
+
+    /// What is recorded of it.
+    pub fn trace(&self) -> Trace {
+        self.slot.borrow().as_ref().map_or(Trace::NONE, |slot| slot.trace.clone())
     }
 
     /// Take the slot of an exchange that did not end by itself.
