@@ -14,7 +14,7 @@
 //!
 //! - [`outcome`] every way a connection can end, and why one may be refused
 //! - [`lifecycle`] the phases of the process, and its drain
-//! - [`telemetry`] logs, from a bounded queue
+//! - [`telemetry`] logs and traces, each from a bounded queue
 //! - [`io`] moves bytes: two engines behind one face, and the ladder that chooses
 //! - [`metrics`] every instrument of the data plane
 //! - [`limit`] decides: the gate, its queue, permits; no socket, no runtime, no clock

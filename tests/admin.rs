@@ -304,7 +304,7 @@ fn the_status_has_every_field() {
     assert_eq!(
         keys(&status),
         "admin connections drain engine last_reload max_connections metrics phase pools ports probe \
-         ring_ops uptime_seconds version workers"
+         ring_ops traces uptime_seconds version workers"
     );
     assert_eq!(
         keys(&status["ports"][0]),
