@@ -143,7 +143,9 @@ fn collector(config: &Config) -> anyhow::Result<Option<export::Exporter>> {
     }
     let Some(export) = config.export.clone() else { return Ok(None) };
     tracing::info!(endpoint = export.endpoint, protocol = ?export.protocol, "exporting traces");
-    export::start(export).map(Some).context("cannot start the thread that exports traces")
+    // The drain ends so long before the process is killed.
+    let leave = config.drain.reserve() / 2;
+    export::start(export, leave).map(Some).context("cannot start the thread that exports traces")
 }
 
 /// Open every address, or say of each that cannot be opened why.

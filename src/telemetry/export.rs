@@ -91,6 +91,8 @@ pub struct Queue(Arc<Shared>);
 pub struct Exporter {
     queue: Queue,
     finished: Receiver<()>,
+    /// How long the last spans may take.
+    leave: Duration,
 }
 
 struct Shared {
@@ -110,8 +112,8 @@ struct Waiting {
     spans: usize,
 }
 
-/// Begin to export.
-pub fn start(config: Config) -> io::Result<Exporter> {
+/// Begin to export. `leave`: what the last spans may take at exit, if that is less than [`FLUSH`].
+pub fn start(config: Config, leave: Duration) -> io::Result<Exporter> {
     let queue = Queue::new();
     let (done, finished) = sync_channel(1);
     let shared = queue.0.clone();
@@ -127,7 +129,7 @@ pub fn start(config: Config) -> io::Result<Exporter> {
         let _ = done.send(());
         // The name of a collector may still be looked up; nobody waits for that.
     })?;
-    Ok(Exporter { queue, finished })
+    Ok(Exporter { queue, finished, leave: leave.min(FLUSH) })
 }
 
 impl Exporter {
@@ -141,7 +143,7 @@ impl Drop for Exporter {
     fn drop(&mut self) {
         self.queue.0.stopping.store(true, Ordering::Release);
         self.queue.0.wake.notify_one();
-        let _ = self.finished.recv_timeout(FLUSH);
+        let _ = self.finished.recv_timeout(self.leave);
     }
 }
 
