@@ -11,10 +11,12 @@ import select
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from procs import Unmeasured
@@ -281,3 +283,30 @@ class Idle:
 def _exchange(sock):
     sock.sendall(REQUEST)
     return sock.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+@contextmanager
+def collector():
+    """The address of one that takes every span it is sent over HTTP, and forgets it."""
+
+    class Taking(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Taking)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_address
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -139,7 +139,7 @@ class Tidegate(Peer):
         return _first_line([self.binary, "--version"])
 
     def command(self, place, duty):
-        return [self.binary, *settings.tidegate(place, duty, self.engine)]
+        return ["env", *settings.tidegate_environment(duty), self.binary, *settings.tidegate(place, duty, self.engine)]
 
     def check(self, place):
         """It may have fallen back to the other engine: its own status says which one runs."""

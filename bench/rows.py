@@ -7,7 +7,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 
-from load import Idle, accepted, books, held, held_request
+from load import Idle, accepted, books, collector, held, held_request
 from measure import WARM_UP, Sample, Use, proxy, watched, weigh
 from peers import slow_app
 from procs import Unmeasured
@@ -115,6 +115,29 @@ class HttpRefusal(Refusal):
             return weigh(bench, group, lambda seconds: bench.clients.wrk(place.listen, seconds, KEPT_ALIVE, expect="refused"))
 
 
+class Traced(Row):
+    """CPU of serving with traces over serving without, on the same peer, in the same round, by the same clients."""
+
+    unit = "ratio"
+
+    def __init__(self, key, title, share, bar):
+        self.key, self.title, self.share = key, title, share
+        self.itself = [("ratio", lambda sample: sample.value, Bar(bar))]
+
+    def applies(self, peer):
+        return peer.name in ("epoll", "uring")
+
+    def once(self, bench, peer, place):
+        load = lambda seconds: bench.clients.wrk(place.listen, seconds, KEPT_ALIVE)
+        with proxy(bench, peer, place, HTTP) as group:
+            plain = weigh(bench, group, load)
+        with collector() as address, proxy(bench, peer, place, replace(HTTP, traced=self.share, collector=address)) as group:
+            traced = weigh(bench, group, load)
+        facts = {"µs without": plain.value, "µs with": traced.value}
+        return Sample(traced.value / plain.value, traced.rate, traced.p50_us, traced.p99_us, traced.core,
+                      max(plain.foreign, traced.foreign), max(plain.stolen, traced.stolen), facts)
+
+
 class IdleMemory(Row):
     """Growth of the proxy's resident memory per open connection that has carried one request and now carries nothing."""
 
@@ -203,6 +226,8 @@ ROWS = [
     Carry("httpnew", "HTTP/1: new connections, 32 at a time", "µs / request", 1.30, 0.5, 1.15, HTTP, connections=32, close=True),
     Carry("h2", "HTTP/2: 8 connections × 16 streams", "µs / request", None, 0.5, 1.15, H2, "h2load", connections=8, streams=16),
     HttpRefusal(),
+    Traced("trace1", "HTTP/1: keep-alive with 1 % traced / without traces", 0.01, 1.05),
+    Traced("trace100", "HTTP/1: keep-alive with 100 % traced / without traces", 1, 2.5),
     IdleMemory("httpidle", "HTTP/1: memory of an idle connection", HTTP, 20.0),
     Overload(),
 ]

@@ -23,6 +23,8 @@ class Duty:
     protocol: str = "tcp"  # "tcp", "http" or "h2": HTTP/2 with the client, HTTP/1 with the application
     limit: int = None  # connections (tcp) or requests at once
     queue: int = 0  # how many may wait beyond it; the others are refused
+    traced: float = None  # of the requests this share is recorded, and sent to `collector`
+    collector: tuple = None
 
     @property
     def is_http(self):
@@ -229,7 +231,13 @@ def tidegate(place, duty, engine):
         "--engine", engine, "--limit", str(limit), "--queue-length", str(queue),
         "--admin", text(admin), "--probe", text(probe), "--metrics", text(metrics),
         "--control", str(place.dir / "control.sock"),
+        *(["--trace-sampling", str(duty.traced), "--trace-max-spans", "1000000"] if duty.collector else []),
     ]
+
+
+def tidegate_environment(duty):
+    """Who collects traces: none is recorded without."""
+    return [f"OTEL_EXPORTER_OTLP_ENDPOINT=http://{text(duty.collector)}"] if duty.collector else []
 
 
 def text(address):

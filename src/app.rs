@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Connection, Counts, Gateway, Setting};
 use crate::config::{Config, Layers, PortConfig};
+use crate::conn::trace::Tracer;
 use crate::conn::{Port, Shared};
 use crate::io::probe::{self, Selected};
 use crate::io::{Gauges, listen};
@@ -30,6 +31,7 @@ use crate::journal::Journal;
 use crate::lifecycle::{Cause, Lifecycle, Load, Report, Tally};
 use crate::limit::Gate;
 use crate::outcome::Outcome;
+use crate::telemetry::export;
 use crate::{telemetry, worker};
 
 /// Why `run` did not start.
@@ -117,7 +119,10 @@ async fn start(
     let [admin, probe, metrics] = addresses.map(|addr| addr.context("the address just bound"));
     let faces = [admin?, probe?, metrics?];
     let life = Lifecycle::new();
-    let plane = Arc::new(DataPlane::start(&config, sockets, faces.to_vec(), &life)?);
+    // Last to go: what was recorded until the end has a moment to leave.
+    let exporter = collector(&config)?;
+    let queue = exporter.as_ref().map(export::Exporter::queue);
+    let plane = Arc::new(DataPlane::start(&config, sockets, faces.to_vec(), &life, queue)?);
     let running = Arc::new(Running {
         plane: plane.clone(),
         life: life.clone(),
@@ -130,7 +135,21 @@ async fn start(
             reload: admin::Reload { ok: true, error: None, last_success: SystemTime::now() },
         }),
     });
-    Ok(serve(plane, running, bound, life).await?)
+    let report = serve(plane, running, bound, life).await?;
+    drop(exporter);
+    Ok(report)
+}
+
+/// The way to whoever collects traces.
+fn collector(config: &Config) -> anyhow::Result<Option<export::Exporter>> {
+    for ignored in &config.ignored {
+        tracing::warn!("ignored: {ignored}");
+    }
+    let Some(export) = config.export.clone() else { return Ok(None) };
+    tracing::info!(endpoint = export.endpoint, protocol = ?export.protocol, "exporting traces");
+    // The drain ends so long before the process is killed.
+    let leave = config.drain.reserve() / 2;
+    export::start(export, leave).map(Some).context("cannot start the thread that exports traces")
 }
 
 /// Open every address, or say of each that cannot be opened why.
@@ -260,12 +279,13 @@ async fn say_what_was_not_said(plane: Arc<DataPlane>) {
 
 impl DataPlane {
     /// Choose the engine and start the workers on sockets that already listen. `listening`: what
-    /// else this process listens on and must never dial.
+    /// else this process listens on and must never dial. `traces`: where they go, if anywhere.
     pub fn start(
         config: &Config,
         sockets: Vec<Socket>,
         mut listening: Vec<SocketAddr>,
         life: &Lifecycle,
+        traces: Option<export::Queue>,
     ) -> anyhow::Result<Self> {
         let (engine, reason) = probe::choose(config.engine, config.uring_sqpoll)
             .map_err(|unusable| anyhow!("--engine uring: {unusable}"))?;
@@ -273,7 +293,8 @@ impl DataPlane {
             listening.extend(socket.local_addr()?.as_socket());
         }
         let most = config.max_connections;
-        let shared = Arc::new(Shared::new(most, listening, life.closing(), life.cut()));
+        let tracer = traces.map(|queue| Arc::new(Tracer::new(config.sampling, queue)));
+        let shared = Arc::new(Shared::new(most, listening, life.closing(), life.cut(), tracer));
         let mut ports = Vec::new();
         for (port, socket) in config.ports.iter().zip(&sockets) {
             let listen = socket.local_addr()?.as_socket().context("not an IP socket")?;
@@ -311,6 +332,13 @@ impl DataPlane {
         &self.ports
     }
 
+    /// What became of traces, if anybody collects them.
+    fn traces(&self) -> Option<admin::Traces> {
+        let tracer = self.shared.tracer.as_ref()?;
+        let export::Counts { exported, queue_full, failed } = tracer.counts();
+        Some(admin::Traces { exported, queue_full, export_failed: failed, capped: tracer.capped() })
+    }
+
     /// `uring` or `epoll`.
     pub fn engine_name(&self) -> &'static str {
         match self.engine {
@@ -331,6 +359,9 @@ impl DataPlane {
             port.configure(new.conn.clone());
         }
         self.shared.set_max_connections(config.max_connections);
+        if let Some(tracer) = &self.shared.tracer {
+            tracer.apply(config.sampling);
+        }
     }
 }
 
@@ -441,6 +472,7 @@ impl Gateway for Running {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             last_reload: settings.reload.clone(),
             drain: self.life.report(),
+            traces: plane.traces(),
         }
     }
 

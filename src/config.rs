@@ -12,6 +12,7 @@ mod check;
 mod file;
 mod listen;
 mod mistake;
+mod otel;
 mod paths;
 mod resolve;
 mod words;
@@ -59,6 +60,12 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// How logs look and how much is logged.
     pub log: telemetry::Config,
+    /// Where traces go, if anybody collects them.
+    pub export: Option<telemetry::export::Config>,
+    /// What is recorded for them.
+    pub sampling: conn::trace::Sampling,
+    /// What OpenTelemetry's variables say that is not understood; for the log.
+    pub ignored: Vec<String>,
 }
 
 /// One gated port.
@@ -93,6 +100,8 @@ pub struct Layers {
     listeners_from_file: bool,
     /// Where the control socket goes when nobody says.
     default_control: PathBuf,
+    /// What OpenTelemetry's own variables say.
+    otel: otel::Otel,
 }
 
 /// The environment of the process.
@@ -107,6 +116,8 @@ impl Layers {
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, Mistakes> {
         let mut mistakes = Mistakes::default();
+        let environment: Vec<_> = environment.into_iter().collect();
+        let otel = otel::Otel::of_environment(&environment);
         let environment = words::of_environment(environment, &mut mistakes);
         let flags = words::of_flags(run, &mut mistakes);
         let path = run.config.clone().or(environment.config);
@@ -127,6 +138,7 @@ impl Layers {
             listeners,
             listeners_from_file,
             default_control: paths::default_control(environment.runtime_dir),
+            otel,
         };
         if mistakes.is_empty() {
             return layers.resolve().map(|_| layers);

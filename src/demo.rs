@@ -181,7 +181,7 @@ impl Gateway {
         let sockets =
             sockets.collect::<Result<Vec<_>, _>>().context("cannot listen on loopback")?;
         let life = Lifecycle::new();
-        let plane = Arc::new(DataPlane::start(&config, sockets, Vec::new(), &life)?);
+        let plane = Arc::new(DataPlane::start(&config, sockets, Vec::new(), &life, None)?);
         life.serving();
         Ok(Self { plane, life, drain: config.drain })
     }

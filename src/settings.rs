@@ -9,7 +9,7 @@ mod kind;
 
 use std::fmt;
 
-pub use kind::{Kind, Value};
+pub use kind::{Kind, Value, WHOLE};
 
 /// One setting.
 #[derive(Debug, PartialEq)]
@@ -160,6 +160,10 @@ pub const KEYS: &[Key] = &[
         "address of /metrics"),
     key("access-log", choice(&["off", "on", "with-query"]), Port, LIVE, Text("off"),
         "a JSON line on stdout for each request (TCP: connection), for open connections too; queries only if said, as they hold secrets"),
+    key("trace-sampling", Kind::Ratio, Process, LIVE, Rule("0.01, or what OTEL_TRACES_SAMPLER says"),
+        "how much of what begins a trace is recorded; who continues one is recorded if its caller is"),
+    key("trace-max-spans", count(1, MAX_COUNT, None), Process, LIVE, Text("1000"),
+        "spans recorded a second at most, whoever asks for them; one refusal a second and reason goes beyond"),
     key("log-format", choice(&["text", "json"]), Process, RESTART, Text("text"),
         "what a log line looks like"),
     key("log-level", Kind::Filter, Process, LIVE, Text("info"),

@@ -8,6 +8,8 @@
 //! Lines beyond [`QUEUE`] are dropped, counted, and said to have been. What is logged at once is one
 //! line, whatever is in it.
 
+pub mod export;
+
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -81,6 +81,7 @@ impl Gateway for Fake {
             metrics: nowhere,
             uptime_seconds: 61.0,
             last_reload: Reload { ok: true, error: None, last_success: SystemTime::now() },
+            traces: None,
             drain: self.life.report(),
         }
     }
@@ -315,7 +316,7 @@ fn the_status_has_every_field() {
     assert_eq!(
         keys(&status),
         "admin connections drain dropped_lines engine last_reload max_connections metrics phase pools \
-         ports probe ring_ops uptime_seconds version workers"
+         ports probe ring_ops traces uptime_seconds version workers"
     );
     assert_eq!(
         keys(&status["ports"][0]),

@@ -24,7 +24,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("io", &[]),
     ("metrics", &["outcome"]),
     ("limit", &["outcome"]),
-    ("conn", &["access", "io", "journal", "lifecycle", "limit", "metrics", "outcome"]),
+    // Hands in what it records for traces.
+    (
+        "conn",
+        &["access", "io", "journal", "lifecycle", "limit", "metrics", "outcome", "telemetry"],
+    ),
     ("worker", &["conn", "io", "lifecycle", "limit", "metrics"]),
     // How many shadow limits the gate can try at once is the gate's to say.
     ("settings", &["limit"]),

@@ -27,4 +27,4 @@ pub mod page;
 
 pub use bind::{BindError, Bound, Faces, bind, try_control};
 pub use gateway::{Connection, Gateway, Setting};
-pub use status::{Counts, DroppedLines, Engine, Pools, PortStatus, Reload, Status};
+pub use status::{Counts, DroppedLines, Engine, Pools, PortStatus, Reload, Status, Traces};

@@ -44,6 +44,7 @@ impl Collector for Page {
         self.admission(&mut out)?;
         self.connections(&mut out)?;
         self.lifecycle(&mut out)?;
+        self.traces(&mut out)?;
         self.process(&mut out)
     }
 }
@@ -199,6 +200,28 @@ impl Page {
         )
     }
 
+    fn traces(&self, out: &mut Families<'_>) -> fmt::Result {
+        let Some(traces) = self.status.traces else {
+            return Ok(());
+        };
+        out.counters(
+            "tidegate_trace_spans_exported",
+            "Spans the collector has taken",
+            one(traces.exported),
+        )?;
+        let why = |why: &str| vec![("reason", why.to_owned())];
+        let dropped = vec![
+            (why("queue_full"), traces.queue_full),
+            (why("export_failed"), traces.export_failed),
+        ];
+        out.counters("tidegate_trace_spans_dropped", "Spans that got lost", dropped)?;
+        out.counters(
+            "tidegate_trace_requests_capped",
+            "Requests not recorded because of trace-max-spans",
+            one(traces.capped),
+        )
+    }
+
     fn process(&self, out: &mut Families<'_>) -> fmt::Result {
         let Some(process) = self.process else {
             return Ok(());
@@ -259,7 +282,7 @@ mod tests {
     use std::sync::atomic::Ordering;
     use std::time::{Duration, SystemTime};
 
-    use super::super::status::{Counts, Engine, Pools, Reload};
+    use super::super::status::{Counts, Engine, Pools, Reload, Traces};
     use super::*;
     use crate::admin::DroppedLines;
     use crate::outcome::{Outcome, Reason};
@@ -314,6 +337,7 @@ mod tests {
             uptime_seconds: 1.0,
             last_reload: Reload { ok: true, error: None, last_success: SystemTime::now() },
             drain: None,
+            traces: Some(Traces { exported: 5, queue_full: 2, export_failed: 1, capped: 7 }),
         };
         scrape(status, vec![metrics, Arc::default()], format)
     }
@@ -339,6 +363,8 @@ mod tests {
             "tidegate_connections_active{port=\"8080\"} 1",
             "tidegate_bytes_total{port=\"8080\",direction=\"out\"} 40",
             "tidegate_shadow_refusals_total{port=\"8080\",limit=\"25\"} 4",
+            "tidegate_trace_spans_exported_total 5",
+            "tidegate_trace_spans_dropped_total{reason=\"queue_full\"} 2",
             "# TYPE tidegate_admission_wait_seconds histogram",
             "tidegate_admission_wait_seconds_count{port=\"8080\"} 1",
             "tidegate_admission_wait_seconds_bucket{le=\"0.005\",port=\"8080\"} 1",

@@ -46,6 +46,21 @@ pub struct Status {
     pub last_reload: Reload,
     /// What the drain did, once it is over.
     pub drain: Option<Report>,
+    /// What became of traces, if anybody collects them.
+    pub traces: Option<Traces>,
+}
+
+/// What became of spans so far.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Traces {
+    /// Taken by the collector.
+    pub exported: u64,
+    /// Dropped, because too many waited already.
+    pub queue_full: u64,
+    /// Dropped, because the collector did not take them.
+    pub export_failed: u64,
+    /// Requests not recorded, because more than `trace-max-spans` a second would have been.
+    pub capped: u64,
 }
 
 /// How bytes are moved.

@@ -11,6 +11,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::access::Wanted;
 use crate::admin::Setting;
 use crate::conn::http::{self, AppHttp2, Forwarded};
+use crate::conn::trace::Sampling;
 use crate::conn::{self, Protocol, QueuedHalfClose, TcpRefuse};
 use crate::io::EngineChoice;
 use crate::limit::{self, Mode};
@@ -30,6 +31,9 @@ const LEAST_DEFAULT_QUEUE: u32 = 16;
 /// A request that waits has somebody waiting for it; a connection may be one of a pool.
 const QUEUE_TIMEOUT_HTTP: Duration = Duration::from_secs(1);
 const QUEUE_TIMEOUT_TCP: Duration = Duration::from_secs(5);
+
+/// A request in a hundred shows how things go, and costs nobody anything.
+const TRACE_SAMPLING: f64 = 0.01;
 
 /// Descriptors for everything that is not a connection: listeners, rings, timers, admin, logs.
 const RESERVED_FDS: u64 = 64;
@@ -137,6 +141,26 @@ impl Layers {
                     _ => unreachable!("the table gives the level a default"),
                 },
             },
+            export: self.otel.export.clone(),
+            sampling: self.sampling(),
+            ignored: self.otel.ignored.clone(),
+        }
+    }
+
+    /// What is recorded for traces: our own word, OpenTelemetry's, the default.
+    fn sampling(&self) -> Sampling {
+        let otel = self.otel.sampler;
+        Sampling {
+            share: Sampling::share(self.trace_ratio()),
+            parent_based: otel.is_none_or(|sampler| sampler.parent_based),
+            most: self.count("trace-max-spans", None).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn trace_ratio(&self) -> f64 {
+        match self.value("trace-sampling", None) {
+            Some(Value::Ratio(parts)) => f64::from(parts) / f64::from(settings::WHOLE),
+            _ => self.otel.sampler.map_or(TRACE_SAMPLING, |sampler| sampler.ratio),
         }
     }
 
@@ -294,6 +318,7 @@ impl Layers {
             "queue-timeout" => {
                 humantime::format_duration(self.queue_timeout(port)).to_string().replace(' ', "")
             }
+            "trace-sampling" => self.trace_ratio().to_string(),
             "queue-length" => self.gate(port).queue_length.to_string(),
             "shadow-limits" => match self.gate(port).shadow_limits.as_slice() {
                 [] => "none".into(),

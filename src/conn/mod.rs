@@ -26,6 +26,7 @@ mod report;
 pub mod port;
 pub mod registry;
 pub mod seats;
+pub mod trace;
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::Config;
 use super::registry::Registry;
 use super::seats::Seats;
+use super::trace::Tracer;
 use crate::access::{self, Wanted};
 use crate::io::App;
 use crate::journal::Journal;
@@ -74,6 +75,8 @@ pub struct Shared {
     pub closing: Signal,
     /// Raised when what is still open has to be cut.
     pub cut: Signal,
+    /// What is recorded for traces, if anybody collects them.
+    pub tracer: Option<Arc<Tracer>>,
     max_connections: AtomicU32,
     /// Every address this process listens on.
     listening: Vec<SocketAddr>,
@@ -172,6 +175,7 @@ impl Shared {
         listening: Vec<SocketAddr>,
         closing: Signal,
         cut: Signal,
+        tracer: Option<Arc<Tracer>>,
     ) -> Self {
         Self {
             registry: Registry::default(),
@@ -180,6 +184,7 @@ impl Shared {
             accepting: TaskTracker::new(),
             closing,
             cut,
+            tracer,
             max_connections: AtomicU32::new(max_connections),
             listening,
         }

@@ -60,7 +60,7 @@ pub struct Row {
     /// Bytes carried so far.
     pub traffic: Arc<Traffic>,
     stage: AtomicU8,
-    /// How long it waited for a slot, in units of 10 µs: up to half a day fits.
+    /// How long it was in the queue, in units of 10 µs, so that half a day fits; 0: it was not.
     waited: AtomicU32,
 }
 
@@ -153,15 +153,16 @@ impl Registered {
         self.row.stage.store(stage as u8, Ordering::Relaxed);
     }
 
-    /// It has waited for a slot, and waits no longer.
+    /// It has been in the queue for so long, and is no more.
     pub fn has_waited(&self, waited: Duration) {
         let units = u32::try_from(waited.as_micros() / 10).unwrap_or(u32::MAX);
-        self.row.waited.store(units, Ordering::Relaxed);
+        self.row.waited.store(units.max(1), Ordering::Relaxed);
     }
 
-    /// How long it waited for a slot.
-    pub fn waited(&self) -> Duration {
-        Duration::from_micros(u64::from(self.row.waited.load(Ordering::Relaxed)) * 10)
+    /// How long it was in the queue, if it was.
+    pub fn waited(&self) -> Option<Duration> {
+        let units = self.row.waited.load(Ordering::Relaxed);
+        (units > 0).then(|| Duration::from_micros(u64::from(units) * 10))
     }
 
     /// When it was accepted.

@@ -66,6 +66,9 @@ pub(super) fn refuse(client: SockRef<'_>, how: TcpRefuse) {
 pub(super) fn count(port: &Port, entry: &Registered, outcome: Outcome, bytes: [u64; 2]) {
     let now = Instant::now();
     report::connection(port, entry, outcome, bytes, now);
+    if let Some(tracer) = &port.shared.tracer {
+        tracer.connection(port, entry, outcome, bytes);
+    }
     port.metrics.end(outcome, now.saturating_duration_since(entry.since()));
 }
 

@@ -71,7 +71,7 @@ pub(super) fn connection(
             connection: entry.id(),
             request: None,
             lasted: lasted.as_secs_f32(),
-            waited: entry.waited().as_secs_f32(),
+            waited: entry.waited().unwrap_or_default().as_secs_f32(),
             numbers: numbers(port, entry.client().map(|client| client.ip().into())),
         };
         if let Some(unsaid) = port.shared.journal.note(note) {
@@ -86,7 +86,7 @@ pub(super) fn connection(
             connection: entry.id(),
             protocol: "tcp",
             request: None,
-            wait: entry.waited(),
+            wait: entry.waited().unwrap_or_default(),
             duration: lasted,
             outcome: Ending(Some(outcome)),
             bytes_in: bytes[0],

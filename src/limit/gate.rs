@@ -153,6 +153,11 @@ impl Gate {
         self.shared.word.limit()
     }
 
+    /// How many slots are taken, without the lock.
+    pub fn active(&self) -> u32 {
+        self.shared.word.in_use()
+    }
+
     /// How many wait, those with a reservation not counted.
     pub fn queued(&self) -> u32 {
         // While nobody waits the word says so, without the lock.

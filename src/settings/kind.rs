@@ -13,6 +13,8 @@ pub enum Kind {
     Count { min: u32, max: u32, word: Option<&'static str> },
     /// A list of integers.
     Counts { max: u32, most: usize },
+    /// A part of the whole.
+    Ratio,
     /// A length of time, or the word that stands for "no such time".
     Duration { zero: bool, word: Option<&'static str> },
     /// `true` or `false`.
@@ -36,6 +38,8 @@ pub enum Value {
     Count(Option<u32>),
     /// Of [`Kind::Counts`]: sorted, each once.
     Counts(Vec<u32>),
+    /// Of [`Kind::Ratio`]: of 10^9.
+    Ratio(u32),
     /// Of [`Kind::Duration`].
     Duration(Option<Duration>),
     /// Of [`Kind::Switch`].
@@ -50,6 +54,9 @@ pub enum Value {
 
 /// Longer than a day is no timeout; where "for ever" makes sense there is a word for it.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
+
+/// What a ratio is a part of.
+pub const WHOLE: u32 = 1_000_000_000;
 
 /// Timers are not finer.
 const MIN_DURATION: Duration = Duration::from_millis(1);
@@ -91,6 +98,10 @@ impl Kind {
                     _ => refused(),
                 }
             }
+            Self::Ratio => match ratio(text) {
+                Some(parts) => Ok(Value::Ratio(parts)),
+                None => refused(),
+            },
             Self::Duration { word: Some(word), .. } if text == word => Ok(Value::Duration(None)),
             Self::Duration { zero, .. } => match duration(text) {
                 Some(d) if d <= MAX_DURATION && (d >= MIN_DURATION || zero && d.is_zero()) => {
@@ -135,6 +146,7 @@ impl Kind {
                 let least = if zero { "0s" } else { "1ms" };
                 format!("a duration from {least} to 24h such as `500ms`, `5s`, `2m`{}", or(word))
             }
+            Self::Ratio => "a number from 0 to 1 such as `0.01`".into(),
             Self::Switch => "`true` or `false`".into(),
             Self::Address => {
                 "an IP address and a port such as `127.0.0.1:8080` or `[::]:8080`".into()
@@ -157,6 +169,14 @@ fn or(word: Option<&str>) -> String {
 /// Digits only: no sign, no exponent, no spaces.
 fn number(text: &str) -> Option<u32> {
     if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+/// Of [`WHOLE`]: digits and one point, no sign, no exponent.
+fn ratio(text: &str) -> Option<u32> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let ratio: f64 = if plain { text.parse().ok()? } else { return None };
+    let parts = (ratio * f64::from(WHOLE)).round();
+    (0.0..=f64::from(WHOLE)).contains(&parts).then_some(parts as u32)
 }
 
 fn duration(text: &str) -> Option<Duration> {
@@ -218,6 +238,18 @@ mod tests {
         assert!(parse("queue-timeout", "5").expect_err("no unit").contains("no unit"));
         assert_eq!(parse("idle-timeout", "none"), Ok(Value::Duration(None)));
         assert_eq!(parse("drain-delay", "0s"), Ok(Value::Duration(Some(Duration::ZERO))));
+    }
+
+    #[test]
+    fn ratios() {
+        for (text, parts) in
+            [("0", 0), ("1", WHOLE), ("1.0", WHOLE), ("0.01", WHOLE / 100), (".5", WHOLE / 2)]
+        {
+            assert_eq!(parse("trace-sampling", text), Ok(Value::Ratio(parts)), "{text}");
+        }
+        for bad in ["", ".", "1.1", "-0.1", "1e-3", "NaN", "inf", "10%", "0,5", "0.0.1"] {
+            parse("trace-sampling", bad).expect_err(bad);
+        }
     }
 
     #[test]

@@ -22,5 +22,6 @@ mod refuse; // P4: quickly, politely, by reason
 mod servers; // nginx, PostgreSQL, Redis, with their own benchmarks
 mod settings; // bad input is refused with a clear message
 mod strict; // P1: never more than the limit, whatever happens
+mod trace; // what is recorded, who collects it, and what that must not touch
 mod transparent; // P5, P9: every byte and every way to end
 mod upstream; // applications that fail, loops, a gateway that is killed

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::header::{HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use opentelemetry::TraceId;
 use pin_project_lite::pin_project;
 use tower::Service;
 use tower_http::request_id::RequestId;
@@ -23,6 +24,7 @@ use super::Client;
 use super::body::ResponseBody;
 use crate::access::{self, Clipped, Ending, Entry, MOST_NAME, MOST_PATH, Wanted};
 use crate::conn::Port;
+use crate::conn::trace::Trace;
 use crate::io::{Engine, Side};
 use crate::outcome::Outcome;
 
@@ -46,6 +48,8 @@ pub struct Trail {
     pub id: Option<HeaderValue>,
     /// If one is wanted.
     pub line: Option<Arc<Line>>,
+    /// What is recorded for a trace, once it is decided whether something is.
+    pub trace: Trace,
 }
 
 /// The layer.
@@ -77,6 +81,7 @@ impl Trail {
             connection: client.connection,
             id: extensions.get::<RequestId>().map(|id| id.header_value().clone()),
             line: if wanted { extensions.get::<Arc<Line>>().cloned() } else { None },
+            trace: Trace::NONE,
         }
     }
 
@@ -86,6 +91,9 @@ impl Trail {
             line.write(|entry| {
                 entry.outcome = Ending(Some(outcome));
                 entry.wait = waited;
+                if let (Some(request), Some(trace)) = (&mut entry.request, self.trace.id()) {
+                    request.trace_id = digits(trace);
+                }
             });
         }
     }
@@ -154,6 +162,11 @@ impl Drop for Line {
         [entry.bytes_in, entry.bytes_out] = self.bytes.each_mut().map(|bytes| *bytes.get_mut());
         self.port.shared.access.write(entry);
     }
+}
+
+/// As it is written.
+fn digits(trace: TraceId) -> Option<[u8; 32]> {
+    trace.to_string().as_bytes().try_into().ok()
 }
 
 /// The trace a request belongs to, if it says so as W3C Trace Context has it.

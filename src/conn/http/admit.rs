@@ -22,6 +22,7 @@ use crate::conn::QueuedHalfClose;
 use crate::conn::admit::has_left;
 use crate::conn::release;
 use crate::conn::report::{Ended, Told};
+use crate::conn::trace::{self, Trace};
 use crate::io::Engine;
 use crate::limit::{self, Entry, Permit, Ticket};
 use crate::outcome::{Outcome, Reason};
@@ -103,23 +104,32 @@ where
         let named = client.config.http.deadline_header.as_ref();
         let deadline = deadline::of(request.headers(), named, at);
         let (trail, counted_as) = (Trail::of(client, &request), client.counted_as(&request));
-        let arrival = Arrival { at, deadline, counted_as, trail };
+        let mut arrival = Arrival { at, deadline, counted_as, trail };
         if deadline.is_some_and(|deadline| client.is_hopeless(at, deadline)) {
+            client.trace(&mut arrival, &request, 1);
             return self.turn_away(&request, arrival, Reason::DeadlineUnmeetable);
         }
         match client.port().gate.enter(at, arrival.counted_as) {
             Entry::Admit(permit) => {
+                client.trace(&mut arrival, &request, 2);
                 let slot = client.slot(arrival, at, permit);
                 Admitting::Inside { inner: self.inner.call(Admitted { request, slot }) }
             }
-            Entry::Wait(ticket) => Admitting::Waiting {
-                waiting: Box::pin(wait(client.clone(), ticket, arrival.clone())),
-                arrival,
-                request: Some(request),
-                client: client.clone(),
-                inner: self.inner.clone(),
-            },
-            Entry::Refuse(reason) => self.turn_away(&request, arrival, reason),
+            Entry::Wait(ticket) => {
+                client.trace(&mut arrival, &request, 3);
+                arrival.trail.trace.waits(|| ticket.position());
+                Admitting::Waiting {
+                    waiting: Box::pin(wait(client.clone(), ticket, arrival.clone())),
+                    arrival,
+                    request: Some(request),
+                    client: client.clone(),
+                    inner: self.inner.clone(),
+                }
+            }
+            Entry::Refuse(reason) => {
+                client.trace(&mut arrival, &request, 1);
+                self.turn_away(&request, arrival, reason)
+            }
         }
     }
 }
@@ -147,6 +157,13 @@ impl<E: Engine> Client<E> {
     ) -> Response<ResponseBody> {
         let (port, limited) = (self.port(), self.config.http.refuse_status);
         let (response, told) = refuse(port, limited, &Manner::of(request), Cause::Reason(reason));
+        let trace = arrival.trail.trace.clone();
+        let trace = trace.or_refusal(self.came(arrival.at), request, reason, now);
+        if now > arrival.at {
+            trace.waited(now);
+        }
+        trace.refused(&response);
+        trace.end(Outcome::Refused(reason), None, Instant::now());
         let head = Some((request.method(), request.uri()));
         self.refused(arrival, now, reason, head, Some(told));
         response
@@ -193,6 +210,15 @@ impl<E: Engine> Client<E> {
     fn slot(&self, arrival: Arrival, admitted: Instant, permit: Permit) -> Slot {
         let port = self.upstream.port.clone();
         Slot::new(port, self.address, arrival.trail, arrival.at, admitted, permit)
+    }
+
+    /// Begin to record a request that will be so many spans, if it is to be.
+    fn trace(&self, arrival: &mut Arrival, request: &Request<Incoming>, spans: u32) {
+        arrival.trail.trace = Trace::begin(self.came(arrival.at), request, spans);
+    }
+
+    fn came(&self, at: Instant) -> trace::Arrival<'_> {
+        trace::Arrival { port: &self.upstream.port, client: self.address, at }
     }
 
     /// Whether a request would, at the pace of late, be answered only after its deadline.
@@ -280,8 +306,11 @@ impl<E: Engine> Undecided<'_, E> {
 impl<E: Engine> Drop for Undecided<'_, E> {
     fn drop(&mut self) {
         let now = Instant::now();
+        let trace = &self.arrival.trail.trace;
         self.client.port().metrics.wait(now.saturating_duration_since(self.arrival.at));
+        trace.waited(now);
         if !self.decided {
+            trace.end(Outcome::Refused(Reason::ClientGone), None, now);
             self.client.refused(self.arrival, now, Reason::ClientGone, None, None);
         }
     }

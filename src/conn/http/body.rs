@@ -236,6 +236,11 @@ impl Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            self.lease.trace().trailers(trailers);
+        }
         match &frame {
             // Nothing comes after trailers, and nobody may ask.
             Some(Ok(frame)) if frame.is_data() && !incoming.is_end_stream() => {}

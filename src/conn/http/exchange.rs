@@ -16,15 +16,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use http::Request;
 use hyper::body::Incoming;
 
 use super::account::{Line, Trail};
 use crate::conn::Port;
 use crate::conn::release;
 use crate::conn::report::Ended;
+use crate::conn::trace::{self, Trace};
 use crate::io::Side;
 use crate::limit::Permit;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Reason};
 
 /// The right of one request to be at the application.
 pub struct Slot {
@@ -67,12 +69,26 @@ impl Slot {
         self.trail.line.clone()
     }
 
+    /// What is recorded of it for a trace.
+    pub const fn trace(&self) -> &Trace {
+        &self.trail.trace
+    }
+
     /// So much was carried each way, beside the bodies.
     pub fn carried(&self, bytes: [u64; 2]) {
         if let Some(line) = &self.trail.line {
             line.carried(Side::Client, bytes[0]);
             line.carried(Side::App, bytes[1]);
         }
+    }
+
+    /// The application cannot be reached: `request` will not be served. What is recorded of that.
+    pub fn refuse<B>(&mut self, request: &Request<B>, reason: Reason) -> Trace {
+        self.will_be(Outcome::Refused(reason));
+        let arrival = trace::Arrival { port: &self.port, client: self.client, at: self.arrived };
+        let trace = std::mem::take(&mut self.trail.trace);
+        self.trail.trace = trace.or_refusal(arrival, request, reason, Instant::now());
+        self.trail.trace.clone()
     }
 }
 
@@ -85,6 +101,7 @@ impl Drop for Slot {
         }
         let waited = self.admitted.saturating_duration_since(self.arrived);
         self.trail.ended(outcome, waited);
+        self.trail.trace.end(outcome, Some(self.admitted), now);
         let ended = Ended {
             client: self.client,
             counted_as: None,
@@ -241,6 +258,11 @@ impl Lease {
         if let Some(slot) = &*self.slot.borrow() {
             slot.will_be(outcome);
         }
+    }
+
+    /// What is recorded of it.
+    pub fn trace(&self) -> Trace {
+        self.slot.borrow().as_ref().map_or(Trace::NONE, |slot| slot.trail.trace.clone())
     }
 
     /// Take the slot of an exchange that did not end by itself.

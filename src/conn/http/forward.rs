@@ -14,6 +14,7 @@ use super::tunnel::Tunnel;
 use super::upstream::Unanswered;
 use super::wire::alarm;
 use super::{AppHttp2, Client, headers};
+use crate::conn::trace::Trace;
 use crate::io::Engine;
 use crate::outcome::{Outcome, Reason};
 
@@ -58,8 +59,13 @@ fn answer<E: Engine>(
 ) -> Response<ResponseBody> {
     let (mut response, lease, key) = match answered {
         Ok(answered) => answered,
-        Err(cause) => return say(client, manner, cause),
+        Err((cause, trace)) => {
+            let response = say(client, manner, cause);
+            trace.refused(&response);
+            return response;
+        }
     };
+    lease.trace().answered(&response);
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         headers::for_client(&mut response);
         return response.map(|body| ResponseBody::answer(Answer::new(body, lease)));
@@ -88,8 +94,9 @@ async fn takes_http2<E: Engine>(client: &Client<E>) -> bool {
     client.upstream.speaks_http2(&client.config).await
 }
 
-/// An answer, what is shared about it, and the connection if it is one of its own.
-type Answered = Result<(Response<Incoming>, Rc<Lease>, Option<usize>), Cause>;
+/// An answer, what is shared about it, and the connection if it is one of its own; or why there is
+/// none, and what is recorded of that.
+type Answered = Result<(Response<Incoming>, Rc<Lease>, Option<usize>), (Cause, Trace)>;
 
 /// Send the request by a connection of its own, by another if that had ended before it was sent.
 fn connection<E: Engine>(
@@ -105,7 +112,7 @@ fn connection<E: Engine>(
     async move {
         let mut dialled = 0;
         loop {
-            let (mut ready, slot) = next.take().expect("set before each round");
+            let (mut ready, mut slot) = next.take().expect("set before each round");
             let key = match upstream.idle_connection() {
                 Some(key) => key,
                 None if dialled == TRIES => {
@@ -118,8 +125,8 @@ fn connection<E: Engine>(
                         key
                     }
                     Err(reason) => {
-                        slot.will_be(Outcome::Refused(reason));
-                        return Err(Cause::Reason(reason));
+                        let trace = slot.refuse(&ready, reason);
+                        return Err((Cause::Reason(reason), trace));
                     }
                 },
             };
@@ -133,7 +140,7 @@ fn connection<E: Engine>(
                 Ok(response) => return Ok((response, lease, Some(key))),
                 Err(Unanswered::Unsent(unsent)) => match lease.take() {
                     Some(slot) => next = Some((*unsent, slot)),
-                    None => return Err(Cause::Reason(Reason::UpstreamRefused)),
+                    None => return Err((Cause::Reason(Reason::UpstreamRefused), Trace::NONE)),
                 },
                 Err(other) => return Err(fail(&lease, &other)),
             }
@@ -183,15 +190,16 @@ async fn stream<E: Engine>(
 
 /// Whose fault it was that no answer came. A stream's slot is given back; a connection's own task
 /// sees to its slot.
-fn fail(lease: &Lease, unanswered: &Unanswered) -> Cause {
+fn fail(lease: &Lease, unanswered: &Unanswered) -> (Cause, Trace) {
     let (outcome, cause) = match unanswered {
         Unanswered::Broken(error) => judge(error),
         Unanswered::Unreached(reason) => (Outcome::Refused(*reason), Cause::Reason(*reason)),
         Unanswered::Unsent(_) => (Outcome::AppReset, Cause::AppBroke),
     };
+    let trace = lease.trace();
     lease.will_be(outcome);
     lease.broken();
-    cause
+    (cause, trace)
 }
 
 /// The body as it is sent, not bound to an exchange yet.

@@ -47,6 +47,7 @@ pub fn stack<E: Engine>(client: Rc<Client<E>>) -> impl Service<
         // Heads are rewritten only for those who were let in: refusing stays cheap.
         .map_request(move |mut admitted: Admitted| {
             headers::for_application(&inner, &mut admitted.request);
+            admitted.slot.trace().introduce(admitted.request.headers_mut());
             admitted
         })
         // The application.

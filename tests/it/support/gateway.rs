@@ -19,6 +19,7 @@ pub(crate) struct Setup {
     flags: Vec<String>,
     launcher: Vec<String>,
     denied: Option<(i64, i32)>,
+    environment: Vec<(String, String)>,
 }
 
 /// A running gateway. Dropping it kills it; its log is shown when the test fails.
@@ -48,8 +49,13 @@ impl Setup {
 
     /// For what chooses its own `--listen`.
     pub(crate) fn without_port(engine: Engine) -> Self {
-        let setup =
-            Self { engine: engine.name(), flags: Vec::new(), launcher: Vec::new(), denied: None };
+        let setup = Self {
+            engine: engine.name(),
+            flags: Vec::new(),
+            launcher: Vec::new(),
+            denied: None,
+            environment: Vec::new(),
+        };
         let local = ["admin", "probe", "metrics"];
         let setup = local.iter().fold(setup, |setup, face| setup.set(face, "127.0.0.1:0"));
         setup.set("drain-delay", "0s").set("protocol", "tcp")
@@ -70,6 +76,12 @@ impl Setup {
 
     fn flag(mut self, key: &str, value: impl ToString) -> Self {
         self.flags.push(format!("--{key}={}", value.to_string()));
+        self
+    }
+
+    /// A variable of its environment.
+    pub(crate) fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self.environment.push((name.to_owned(), value.to_string()));
         self
     }
 
@@ -157,6 +169,7 @@ impl Setup {
         for ours in ["TIDEGATE_BIN", "TIDEGATE_SEED"] {
             command.env_remove(ours); // no settings of the gateway
         }
+        command.envs(self.environment);
         let log = File::create(dir.path().join("log")).expect("a log file");
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);
         if let Some((number, errno)) = self.denied {

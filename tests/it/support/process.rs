@@ -19,7 +19,7 @@ pub(crate) fn threads(pid: u32) -> usize {
     names.iter().filter(|name| !name.starts_with("iou-wrk")).count()
 }
 
-fn thread_names(pid: u32) -> Vec<String> {
+pub(crate) fn thread_names(pid: u32) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
     names.map(|name| name.trim().to_owned()).collect()

@@ -1,0 +1,61 @@
+//! A request that is not recorded for traces costs no allocation: the decision comes before anything is
+//! made. A counting allocator around the decision.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::time::Instant;
+
+use http::{HeaderMap, HeaderValue};
+use tidegate::conn::trace::{Sampling, Tracer};
+use tidegate::telemetry::export::Queue;
+
+/// Counts what this thread allocates.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+#[allow(unsafe_code, reason = "an allocator has no safe interface")]
+// SAFETY: every call is passed on to the system allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: as the caller promised.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promised.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+#[test]
+fn who_is_not_recorded_allocates_nothing() {
+    let tracer = |ratio, most| {
+        let sampling = Sampling { share: Sampling::share(ratio), parent_based: true, most };
+        Tracer::new(sampling, Queue::idle())
+    };
+    let head = |traceparent: &'static str| {
+        let mut head = HeaderMap::new();
+        head.insert("host", HeaderValue::from_static("shop.example.com"));
+        head.insert("traceparent", HeaderValue::from_static(traceparent));
+        head
+    };
+    let begins = (tracer(0.0, 1000), HeaderMap::new());
+    let follows =
+        (tracer(1.0, 1000), head("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"));
+    let insists = (tracer(1.0, 1), head("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+    let nonsense = (tracer(0.0, 1000), head("00-no"));
+    let before = ALLOCATIONS.with(Cell::get);
+    for (tracer, head) in [&begins, &follows, &insists, &nonsense] {
+        for _ in 0..1000 {
+            assert_eq!(tracer.choose(head, 2, Instant::now()), None);
+        }
+    }
+    assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0);
+}

@@ -1,0 +1,76 @@
+//! What is recorded of TCP connections, and that without a collector nothing is.
+
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use crate::support::collector::{Sink, Span};
+use crate::support::gateway::{Gateway, Setup};
+use crate::support::ledger::Client;
+use crate::support::oracle::{Oracle, Script};
+use crate::support::{Engine, SOON, engines, process, until};
+
+engines!(a_connection_is_a_span, without_a_collector_nothing_is_started);
+
+fn a_connection_is_a_span(engine: Engine) {
+    let (sink, app) = (Sink::start(), Oracle::start(Script::Echo));
+    let gateway = Setup::new(engine, app.address)
+        .set("limit", 1)
+        .set("queue-length", 1)
+        .set("trace-sampling", 1)
+        .env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", format!("http://{}/v1/traces", sink.address))
+        .env("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
+        .env("OTEL_BSP_SCHEDULE_DELAY", 20)
+        .start();
+    let mut first = Client::connect(gateway.address).expect("it listens").stream;
+    first.write_all(b"hello").expect("sent");
+    first.read_exact(&mut [0; 5]).expect("echoed");
+    let mut second = Client::connect(gateway.address).expect("it listens").stream;
+    until("one waits", SOON, || gateway.port().queued == 1);
+    let mut third = Client::connect(gateway.address).expect("it listens").stream;
+    assert_eq!(third.read(&mut [0]).expect("a FIN"), 0);
+    std::thread::sleep(Duration::from_millis(20)); // the length of the wait
+    drop(first);
+    second.write_all(b"bye").expect("sent");
+    second.read_exact(&mut [0; 3]).expect("echoed");
+    drop(second);
+
+    let spans = sink.wait_for("three connections", |spans| spans.len() == 4);
+    let of = |key: &str, value: &str| -> &Span {
+        let found = spans.iter().find(|span| span.get(key) == Some(value));
+        found.unwrap_or_else(|| panic!("{key}={value}: {spans:#?}"))
+    };
+    let (first, second) =
+        (of("tidegate.network.io.receive", "5"), of("tidegate.network.io.receive", "3"));
+    for span in [first, second] {
+        assert_eq!((span.name.as_str(), span.kind, span.failed), ("tidegate.connection", 2, false));
+        assert_eq!(span.get("network.transport"), Some("tcp"));
+        assert_eq!(span.get("network.peer.address"), Some("127.0.0.1"));
+        assert_eq!(span.get("tidegate.outcome"), Some("served"));
+    }
+    let refused = of("tidegate.reason", "queue_full");
+    assert!(refused.failed && refused.get("error.type") == Some("queue_full"), "{refused:#?}");
+    let wait = of("tidegate.admission.limit", "1");
+    assert_eq!((wait.name.as_str(), &wait.parent), ("admission.wait", &second.id));
+    assert!(wait.lasted() >= Duration::from_millis(20) && wait.end <= second.end, "{wait:#?}");
+}
+
+fn without_a_collector_nothing_is_started(engine: Engine) {
+    let app = Oracle::start(Script::Echo);
+    let exports = |gateway: &Gateway| process::thread_names(gateway.pid).contains(&"trace".into());
+    let plain = Setup::new(engine, app.address).set("trace-sampling", 1).start();
+    assert!(!exports(&plain));
+    assert_eq!(plain.metric("tidegate_trace_spans_exported_total", ""), 0.0);
+    let disabled = Setup::new(engine, app.address)
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
+        .env("OTEL_SDK_DISABLED", "true")
+        .start();
+    assert!(!exports(&disabled));
+    // What is not understood is said, and stops nobody.
+    let wrong = Setup::new(engine, app.address)
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4317")
+        .start();
+    assert!(!exports(&wrong) && wrong.log().contains("OTEL_EXPORTER_OTLP_ENDPOINT"));
+    let mut client = Client::connect(wrong.address).expect("it listens");
+    client.stream.write_all(b"hello").expect("sent");
+    client.stream.read_exact(&mut [0; 5]).expect("echoed");
+}
