@@ -1,7 +1,9 @@
 """`websockets` as the one Autobahn's cases are put to: it sends back every message as it came.
 
-    python websockets_testee.py serve PORT           for `wstest --mode fuzzingclient`, until it is killed
-    python websockets_testee.py visit ws://… NAME    each case of `wstest --mode fuzzingserver`, one by one
+    python websockets_testee.py serve PORT             for `wstest --mode fuzzingclient`, until it is killed
+    python websockets_testee.py visit ws://… DIAL NAME each case of `wstest --mode fuzzingserver`, one by one
+
+DIAL is the port to connect to. It can be a gateway's; the server only takes its own port in `Host`.
 """
 
 import asyncio
@@ -28,17 +30,16 @@ async def until_killed(port):
         await server.serve_forever()
 
 
-def dial(url):
-    return connect(url, proxy=None, **PATIENT)
+async def visit(url, port, name):
+    def dial(path):
+        return connect(f"{url}/{path}", host="127.0.0.1", port=int(port), proxy=None, **PATIENT)
 
-
-async def visit(url, name):
-    async with dial(f"{url}/getCaseCount") as socket:
+    async with dial("getCaseCount") as socket:
         count = int(await socket.recv())
     for case in range(1, count + 1):
-        async with dial(f"{url}/runCase?case={case}&agent={name}") as socket:
+        async with dial(f"runCase?case={case}&agent={name}") as socket:
             await echo(socket)
-    async with dial(f"{url}/updateReports?agent={name}") as socket:
+    async with dial(f"updateReports?agent={name}") as socket:
         await socket.wait_closed()
 
 

@@ -2,7 +2,7 @@
 //! between too (P5, P9).
 //!
 //! Tornado's own tests take seconds and always run. Autobahn's cases need a Python 2.7: a few of them run
-//! where `tests/apps/setup soak` has been able to install them, all of them with `SOAK=1`.
+//! where `tests/apps/setup soak` has been able to install them, nearly all with `SOAK=1`.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -122,14 +122,15 @@ fn autobahns_cases_for_a_client(engine: Engine) {
         server.args(["--webport", "0"]).current_dir(dir);
         server
     });
-    let visit = |address: &str, name: &str| {
+    let url = format!("ws://{}", server.address());
+    let visit = |port: u16, name: &str| {
         let mut testee = outside::client("websockets_testee.py").expect("wstest is there too");
-        succeed(testee.args(["visit", &format!("ws://{address}"), name]));
+        succeed(testee.args(["visit", &url, &port.to_string(), name]));
         found(server.dir.path(), name)
     };
-    let direct = DIRECT.get_or_init(|| visit(&server.address(), "direct"));
+    let direct = DIRECT.get_or_init(|| visit(server.port, "direct"));
     let gateway = gate(engine, server.address()).set("limit", 8).start();
-    assert_same(direct, &visit(&gateway.address.to_string(), "through"));
+    assert_same(direct, &visit(gateway.address.port(), "through"));
     assert_settled(&gateway, server.port);
 }
 
@@ -154,22 +155,33 @@ fn installed_wstest() -> Option<impl Fn(&str) -> Command> {
     })
 }
 
-/// The cases to run, against whom, and where to say it.
+/// The cases to run, against whom, and where to say it. Left out are the largest of the compressed
+/// messages: ten minutes of compression in Python for each run, and nothing else that the others lack.
 fn write_spec(dir: &Path, key: &str, whom: serde_json::Value) {
     let few = ["1.*", "2.*", "3.*", "4.*", "5.*", "7.*", "12.1.1", "13.1.1"];
     let cases: &[&str] = if scale(0, 1) == 1 { &["*"] } else { &few };
-    let spec = serde_json::json!({ "outdir": "found", "cases": cases, key: whom });
+    let largest = ["1[23].*.1[03-8]$"]; // 12.1.10, 12.1.13, …: a pattern with a star is a regular expression
+    let spec = serde_json::json!(
+        { "outdir": "found", "cases": cases, "exclude-cases": largest, key: whom }
+    );
     std::fs::write(dir.join("spec.json"), spec.to_string()).expect("writes");
 }
 
-/// What Autobahn wrote down of the one it calls `name`.
+/// What Autobahn wrote down of the one it calls `name`. A case is `NON-STRICT` when the testee saw a broken
+/// frame before it had sent back the message in front of it. That depends on how the bytes are cut into
+/// reads, which TCP does not promise, and differs between two runs without a gateway: it is as good as `OK`.
 fn found(dir: &Path, name: &str) -> Said<Found> {
-    let text = std::fs::read_to_string(dir.join("found/index.json")).expect("wstest has ended well");
+    let text =
+        std::fs::read_to_string(dir.join("found/index.json")).expect("wstest has ended well");
     let mut all: Said<Said<Found>> = serde_json::from_str(&text).expect("its index");
-    all.remove(name).expect("the cases of this name")
+    let mut found = all.remove(name).expect("the cases of this name");
+    for found in found.values_mut().filter(|found| found.behavior == "NON-STRICT") {
+        found.behavior = "OK".to_owned();
+    }
+    found
 }
 
-/// The same of each, and not a word on a difference less than all of them.
+/// The same was said of each; otherwise everything that differs.
 #[track_caller]
 fn assert_same<T: Debug + PartialEq>(direct: &Said<T>, through: &Said<T>) {
     let names = direct.keys().chain(through.keys().filter(|name| !direct.contains_key(*name)));
