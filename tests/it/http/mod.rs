@@ -29,6 +29,7 @@ mod refuse; // P4: quickly, politely, by reason
 mod servers; // nginx, gunicorn, Node, grpcio and their clients
 mod smuggling; // A7, A8: the application sees the requests we see
 mod trace; // what is recorded of requests, and who collects it
+mod websockets; // P5, P9: what others' test suites say, with and without
 
 use std::time::Duration;
 
