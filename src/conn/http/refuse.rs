@@ -222,7 +222,9 @@ pub fn refuse(
         if manner.grpc { say_grpc(&words, retry) } else { say_http(&words, manner, retry) };
     let headers = response.headers_mut();
     headers.insert(PROXY_STATUS, proxy_status(&words));
-    if manner.http1 && (draining || port.shared.closing.is_raised()) {
+    // A client that has left asks for nothing more, whatever it has sent.
+    let last = draining || cause == Cause::Reason(Reason::ClientGone);
+    if manner.http1 && (last || port.shared.closing.is_raised()) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -267,6 +267,8 @@ fn sees_what_we_see(gateway: &Gateway, seen: impl Fn() -> usize) {
         while !rejected && count().0 != count().1 && start.elapsed() < Duration::from_secs(1) {
             std::thread::sleep(Duration::from_millis(5)); // between two looks
         }
+        // What was let in and broke off has been heard of by the application when its slot is free.
+        until("no slot is held", SOON, || gateway.port().active == 0);
         let (ours, theirs) = count();
         let tell =
             format!("{name}: {answers:?}, closed: {closed}, we {ours}, the application {theirs}");
