@@ -26,6 +26,7 @@ test: ## every promise, in short
 	$(CARGO) test --locked --no-fail-fast
 
 soak: ## the same assertions at full size, on the release build; takes long
+	PYTHON=$(PYTHON) tests/apps/setup soak
 	PROPTEST_CASES=100000 $(CARGO) test --locked --release --test gate_model
 	SOAK=1 $(CARGO) test --locked --release --no-fail-fast --test engine --test it -- --test-threads=1
 

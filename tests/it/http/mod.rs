@@ -28,6 +28,7 @@ mod queue; // P2, P3: in order, bounded, never for those who left
 mod refuse; // P4: quickly, politely, by reason
 mod servers; // nginx, gunicorn, Node, grpcio and their clients
 mod smuggling; // A7, A8: the application sees the requests we see
+mod websockets; // P5, P9: what others' test suites say, with and without
 
 use std::time::Duration;
 
