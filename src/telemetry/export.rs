@@ -258,29 +258,27 @@ async fn export(shared: &Shared, config: &Config) {
     }
 }
 
-/// Whether the collector takes what it is sent, and when that was last spoken of.
+/// Whether the collector is said to take nothing, and when that was last said.
 #[derive(Default)]
 struct Health {
+    failing: bool,
     complained: Option<Instant>,
 }
 
 impl Health {
     fn note(&mut self, sent: Result<(), String>, endpoint: &str) {
-        match (sent, self.complained) {
-            (Err(_), Some(at)) if at.elapsed() < COMPLAIN => {}
-            (Err(error), _) => {
-                self.complained = Some(Instant::now());
-                tracing::warn!(
-                    endpoint,
-                    error,
-                    "the collector does not take spans; traffic is not affected"
-                );
+        let lately = self.complained.is_some_and(|at| at.elapsed() < COMPLAIN);
+        match sent {
+            Err(error) if !lately => {
+                (self.failing, self.complained) = (true, Some(Instant::now()));
+                let advice = "traffic is not affected";
+                tracing::warn!(endpoint, error, advice, "the collector does not take spans");
             }
-            (Ok(()), Some(_)) => {
-                self.complained = None;
+            Ok(()) if self.failing => {
+                self.failing = false;
                 tracing::info!(endpoint, "the collector takes spans again");
             }
-            (Ok(()), None) => {}
+            Err(_) | Ok(()) => {}
         }
     }
 }

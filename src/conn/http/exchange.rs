@@ -265,6 +265,12 @@ impl Lease {
         self.slot.borrow().as_ref().map_or(Trace::NONE, |slot| slot.trail.trace.clone())
     }
 
+    /// The application cannot be reached: what is recorded of that.
+    pub fn refuse<B>(&self, request: &Request<B>, reason: Reason) -> Trace {
+        let mut slot = self.slot.borrow_mut();
+        slot.as_mut().map_or(Trace::NONE, |slot| slot.refuse(request, reason))
+    }
+
     /// Take the slot of an exchange that did not end by itself.
     pub fn take(&self) -> Option<Slot> {
         let slot = self.slot.borrow_mut().take();

@@ -185,7 +185,7 @@ async fn stream<E: Engine>(
             Err(other) => return Err(fail(&lease, &other)),
         }
     }
-    Err(fail(&lease, &Unanswered::Unreached(Reason::UpstreamRefused)))
+    Err(fail(&lease, &Unanswered::Unreached(Reason::UpstreamRefused, Box::new(ready))))
 }
 
 /// Whose fault it was that no answer came. A stream's slot is given back; a connection's own task
@@ -193,10 +193,13 @@ async fn stream<E: Engine>(
 fn fail(lease: &Lease, unanswered: &Unanswered) -> (Cause, Trace) {
     let (outcome, cause) = match unanswered {
         Unanswered::Broken(error) => judge(error),
-        Unanswered::Unreached(reason) => (Outcome::Refused(*reason), Cause::Reason(*reason)),
+        Unanswered::Unreached(reason, _) => (Outcome::Refused(*reason), Cause::Reason(*reason)),
         Unanswered::Unsent(_) => (Outcome::AppReset, Cause::AppBroke),
     };
-    let trace = lease.trace();
+    let trace = match unanswered {
+        Unanswered::Unreached(reason, request) => lease.refuse(request, *reason),
+        Unanswered::Broken(_) | Unanswered::Unsent(_) => lease.trace(),
+    };
     lease.will_be(outcome);
     lease.broken();
     (cause, trace)

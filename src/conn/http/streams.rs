@@ -144,7 +144,7 @@ impl<E: Engine> Upstream<E> {
             Some(link) => link,
             None => match self.open_link(config).await {
                 Ok(link) => link,
-                Err(reason) => return Err(Unanswered::Unreached(reason)),
+                Err(reason) => return Err(Unanswered::Unreached(reason, Box::new(request))),
             },
         };
         let mut sender = link.sender.clone();

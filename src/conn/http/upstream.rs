@@ -76,8 +76,8 @@ pub struct Switched<E: Engine> {
 pub enum Unanswered {
     /// It was not sent: the connection had ended before.
     Unsent(Box<Request<RequestBody>>),
-    /// The application could not be reached.
-    Unreached(Reason),
+    /// The application could not be reached with it.
+    Unreached(Reason, Box<Request<RequestBody>>),
     /// The exchange broke.
     Broken(hyper::Error),
 }

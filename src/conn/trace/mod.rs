@@ -10,9 +10,12 @@
 //! Always true: whether something is recorded is decided before anything is made; a refusal that is
 //! recorded for its own sake is made afterwards, with the times it had.
 
+mod connection;
 mod context;
+mod exchange;
 mod sample;
 mod span;
+mod words;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -23,11 +26,12 @@ use std::time::Instant;
 use http::{HeaderMap, Request, Response};
 use opentelemetry::TraceId;
 
+use connection::Connection;
 pub use context::Context;
 use context::{TRACEPARENT, TRACESTATE};
+use exchange::{Exchange, Wait};
 pub use sample::Sampling;
 use sample::{Sampler, new_span};
-use span::{Connection, Exchange, Wait};
 
 use super::Port;
 use super::registry::Registered;

@@ -1,432 +1,35 @@
-//! What is recorded, and the spans it becomes: names and attributes by OpenTelemetry's semantic
-//! conventions (HTTP 1.23 and later, stable; RPC as renamed in 1.39), what is ours under `tidegate.`.
-//!
-//! A29: of what a client sends there is its method, its path, the names of its query's fields, its host
-//! and its user agent, each bounded in length; nothing else.
+//! What all spans have in common: names and attributes by OpenTelemetry's semantic conventions (HTTP as
+//! stable since 1.23, RPC as renamed in 1.39), what is ours under `tidegate.`.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use http::{Method, Request, Response, Version};
 use opentelemetry::trace::{SpanContext, SpanKind, Status, TraceFlags, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue, SpanId, TraceId, Value};
 use opentelemetry_sdk::trace::SpanData;
 
-use super::context::{self, Context};
-use super::{Arrival, new_span};
-use crate::conn::Port;
-use crate::conn::registry::Registered;
-use crate::io::App;
 use crate::outcome::{Fault, Outcome};
-use crate::telemetry::export::Record;
-
-/// The most of a text that a client chose. Spans that wait for a collector are at most 2048.
-const LONGEST: usize = 512;
-
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-
-/// One request.
-pub struct Exchange {
-    pub trace: TraceId,
-    /// What its caller said.
-    pub caller: Option<Context>,
-    pub port: Arc<Port>,
-    /// Its place in the queue when it came.
-    pub position: Option<u32>,
-    pub wait: Option<Wait>,
-    /// How it ended, when it had been let in, and when it ended.
-    pub end: Option<(Outcome, Option<Instant>, Instant)>,
-    state: Option<Box<str>>,
-    server: SpanId,
-    client: SpanId,
-    peer: Option<SocketAddr>,
-    arrived: Instant,
-    method: Method,
-    path: Box<str>,
-    query: Option<Box<str>>,
-    host: Option<Box<str>>,
-    agent: Option<Box<str>>,
-    id: Option<Box<str>>,
-    version: Version,
-    grpc: bool,
-    answer: Option<Said>,
-}
-
-/// What the client was told.
-#[derive(Clone, Copy)]
-struct Said {
-    status: u16,
-    grpc: Option<u8>,
-    by_application: bool,
-}
-
-/// A wait in the queue.
-pub struct Wait {
-    until: Instant,
-    limit: u32,
-    active: u32,
-}
-
-/// One TCP connection.
-pub struct Connection {
-    trace: TraceId,
-    listen: SocketAddr,
-    peer: Option<SocketAddr>,
-    app: Box<str>,
-    outcome: Outcome,
-    bytes: [u64; 2],
-    accepted: Instant,
-    wait: Option<(Duration, u32)>,
-    ended: Instant,
-}
-
-impl Wait {
-    /// Over now.
-    pub fn of(port: &Port, until: Instant) -> Self {
-        Self { until, limit: port.gate.limit(), active: port.gate.active() }
-    }
-}
-
-impl Exchange {
-    /// What of a request is recorded. Copied: a head's memory is not kept until it is exported.
-    pub fn new<B>(trace: TraceId, arrival: Arrival<'_>, request: &Request<B>) -> Self {
-        let (uri, headers) = (request.uri(), request.headers());
-        let text = |name: HeaderName| headers.get(name).and_then(bounded);
-        let grpc = |kind: &HeaderValue| kind.as_bytes().starts_with(b"application/grpc");
-        let caller = Context::of(headers);
-        Self {
-            trace,
-            caller,
-            port: arrival.port.clone(),
-            position: None,
-            wait: None,
-            end: None,
-            state: caller.and_then(|_| context::state(headers)),
-            server: new_span(),
-            client: new_span(),
-            peer: arrival.client,
-            arrived: arrival.at,
-            method: request.method().clone(),
-            path: cut(uri.path()).into(),
-            query: uri.query().map(field_names),
-            host: uri.authority().map(|a| cut(a.as_str()).into()).or_else(|| text(HOST)),
-            agent: text(USER_AGENT),
-            id: text(X_REQUEST_ID),
-            version: request.version(),
-            grpc: headers.get(CONTENT_TYPE).is_some_and(grpc),
-            answer: None,
-        }
-    }
-
-    /// What the application is told of the span that calls it.
-    pub fn for_application(&self) -> HeaderValue {
-        Context::for_application(self.trace, self.client, self.caller)
-    }
-
-    /// The client gets this head.
-    pub fn answered<B>(&mut self, response: &Response<B>, by_application: bool) {
-        let status = response.status().as_u16();
-        self.answer = Some(Said { status, grpc: grpc_status(response.headers()), by_application });
-    }
-
-    /// And these last words.
-    pub fn trailers(&mut self, trailers: &HeaderMap) {
-        if let Some(answer) = &mut self.answer {
-            answer.grpc = answer.grpc.or_else(|| grpc_status(trailers));
-        }
-    }
-
-    fn name(&self) -> Cow<'static, str> {
-        match self.rpc_method() {
-            Some(method) if self.knows_method() => method.to_owned().into(),
-            _ if is_known(&self.method) => self.method.as_str().to_owned().into(),
-            _ => "HTTP".into(),
-        }
-    }
-
-    /// `package.Service/Method`.
-    fn rpc_method(&self) -> Option<&str> {
-        if self.grpc { self.path.strip_prefix('/') } else { None }
-    }
-
-    /// The application has answered, and not that it has no such method: so there are only so many.
-    fn knows_method(&self) -> bool {
-        const UNIMPLEMENTED: u8 = 12;
-        self.answer.is_some_and(|answer| {
-            answer.by_application && answer.grpc.is_some_and(|code| code != UNIMPLEMENTED)
-        })
-    }
-
-    /// What both sides of the gateway have in common.
-    fn about(&self) -> Vec<KeyValue> {
-        let mut about = Vec::with_capacity(24);
-        if is_known(&self.method) {
-            about.push(pair("http.request.method", self.method.as_str().to_owned()));
-        } else {
-            about.push(pair("http.request.method", "_OTHER"));
-            about.push(pair("http.request.method_original", cut(self.method.as_str()).to_owned()));
-        }
-        if let Some(method) = self.rpc_method() {
-            about.push(pair("rpc.system.name", "grpc"));
-            if self.knows_method() {
-                about.push(pair("rpc.method", method.to_owned()));
-            } else {
-                about.push(pair("rpc.method", "_OTHER"));
-                about.push(pair("rpc.method_original", method.to_owned()));
-            }
-        }
-        about
-    }
-
-    fn answer_to(&self, about: &mut Vec<KeyValue>, answer: Said) {
-        about.push(pair("http.response.status_code", i64::from(answer.status)));
-        if let (true, Some(code)) = (self.grpc, answer.grpc) {
-            about.push(pair("rpc.response.status_code", grpc_word(code)));
-        }
-    }
-
-    fn server_span(&self, clock: Clock) -> SpanData {
-        let (outcome, _, ended) = self.end(clock);
-        let mut about = self.about();
-        about.push(pair("url.scheme", "http"));
-        about.push(pair("url.path", self.path.to_string()));
-        push(&mut about, "url.query", self.query.as_deref());
-        push(&mut about, "user_agent.original", self.agent.as_deref());
-        push(&mut about, "tidegate.request.id", self.id.as_deref());
-        about.push(pair("network.protocol.version", version(self.version)));
-        if let Some((host, port)) = self.host.as_deref().map(|host| host_and_port(host, 80)) {
-            about.push(pair("server.address", host.to_owned()));
-            about.push(pair("server.port", port));
-        }
-        from(&mut about, self.peer, self.port.listen);
-        ended_so(&mut about, outcome);
-        let answer = self.answer;
-        answer.inspect(|answer| self.answer_to(&mut about, *answer));
-        let failure = self.failure(outcome);
-        push(&mut about, "error.type", failure.as_deref());
-        let mut span = span(
-            self.context(self.server),
-            self.caller.map(|caller| caller.parent),
-            SpanKind::Server,
-            self.name(),
-            clock.at(self.arrived)..clock.at(ended),
-            about,
-            failure.is_some(),
-        );
-        span.parent_span_is_remote = self.caller.is_some();
-        span
-    }
-
-    fn wait_span(&self, wait: &Wait, clock: Clock) -> SpanData {
-        let waited = wait.until.saturating_duration_since(self.arrived);
-        let mut about = waited_so(waited, wait.limit);
-        about.push(pair("tidegate.admission.active", i64::from(wait.active)));
-        if let Some(position) = self.position {
-            about.push(pair("tidegate.admission.queue.position", i64::from(position)));
-        }
-        let refused = self.end.and_then(|(outcome, admitted, _)| match outcome {
-            Outcome::Refused(reason) if admitted.is_none() => Some(reason),
-            _ => None,
-        });
-        push(&mut about, "tidegate.reason", refused.map(crate::outcome::Reason::label));
-        span(
-            self.context(new_span()),
-            Some(self.server),
-            SpanKind::Internal,
-            "admission.wait".into(),
-            clock.at(self.arrived)..clock.at(wait.until),
-            about,
-            false,
-        )
-    }
-
-    /// The call to the application, if it came to that.
-    fn client_span(&self, clock: Clock) -> Option<SpanData> {
-        let (outcome, admitted, ended) = self.end(clock);
-        let admitted = admitted?;
-        let mut about = self.about();
-        let path = match &self.query {
-            Some(query) => format!("{}?{query}", self.path),
-            None => self.path.to_string(),
-        };
-        let app = &*self.port.app_text;
-        match app.strip_prefix("unix:") {
-            Some(socket) => {
-                about.push(pair("server.address", socket.to_owned()));
-                about.push(pair("network.transport", "unix"));
-                about.push(pair("url.full", format!("http://localhost{path}")));
-            }
-            None => {
-                let (host, port) = host_and_port(app, 80);
-                about.push(pair("server.address", host.to_owned()));
-                about.push(pair("server.port", port));
-                about.push(pair("url.full", format!("http://{app}{path}")));
-            }
-        }
-        if let [App::Tcp(address)] = &self.port.apps[..] {
-            about.push(pair("network.peer.address", address.ip().to_string()));
-            about.push(pair("network.peer.port", i64::from(address.port())));
-        }
-        let answer = self.answer.filter(|answer| answer.by_application);
-        answer.inspect(|answer| self.answer_to(&mut about, *answer));
-        let failure = match answer {
-            Some(Said { grpc: Some(code), .. }) if self.grpc && code != 0 => Some(grpc_word(code)),
-            Some(Said { status, .. }) if status >= 400 => Some(status.to_string().into()),
-            Some(_) | None => broken(outcome).map(Cow::from),
-        };
-        push(&mut about, "error.type", failure.as_deref());
-        let name = self.name();
-        let times = clock.at(admitted)..clock.at(ended);
-        let context = self.context(self.client);
-        let parent = Some(self.server);
-        Some(span(context, parent, SpanKind::Client, name, times, about, failure.is_some()))
-    }
-
-    /// What the server span's `error.type` is. What a client did to itself, 4xx among it, is no error.
-    fn failure(&self, outcome: Outcome) -> Option<Cow<'static, str>> {
-        /// UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS.
-        const OURS: [u8; 6] = [2, 4, 12, 13, 14, 15];
-        let failed = self.answer.is_some_and(|answer| {
-            answer.status >= 500
-                || self.grpc && answer.grpc.is_some_and(|code| OURS.contains(&code))
-        });
-        match (outcome, self.answer) {
-            (Outcome::Refused(reason), _) if failed => Some(reason.label().into()),
-            (Outcome::Refused(_), Some(_)) => None,
-            (_, Some(Said { status, .. })) if failed && status >= 500 => {
-                Some(status.to_string().into())
-            }
-            (_, Some(Said { grpc: Some(code), .. })) if failed => Some(grpc_word(code)),
-            _ => broken(outcome).map(Cow::from),
-        }
-    }
-
-    /// A record that nobody ended is of a connection that broke.
-    fn end(&self, clock: Clock) -> (Outcome, Option<Instant>, Instant) {
-        self.end.unwrap_or((Outcome::ClientReset, None, clock.now))
-    }
-
-    fn context(&self, span: SpanId) -> SpanContext {
-        let state = self.state.as_deref().and_then(|state| state.parse().ok());
-        context_of(self.trace, span, state)
-    }
-}
-
-impl Record for Exchange {
-    fn count(&self) -> usize {
-        let called = self.end.is_some_and(|(_, admitted, _)| admitted.is_some());
-        1 + usize::from(self.wait.is_some()) + usize::from(called)
-    }
-
-    fn spans(self: Box<Self>, into: &mut Vec<SpanData>) {
-        let clock = Clock::now();
-        into.push(self.server_span(clock));
-        into.extend(self.wait.as_ref().map(|wait| self.wait_span(wait, clock)));
-        into.extend(self.client_span(clock));
-    }
-}
-
-impl Connection {
-    /// One that ends now.
-    pub fn new(
-        trace: TraceId,
-        port: &Port,
-        entry: &Registered,
-        outcome: Outcome,
-        bytes: [u64; 2],
-        ended: Instant,
-    ) -> Self {
-        Self {
-            trace,
-            listen: port.listen,
-            peer: entry.client(),
-            app: port.app_text.as_str().into(),
-            outcome,
-            bytes,
-            accepted: entry.since(),
-            wait: entry.waited().map(|waited| (waited, port.gate.limit())),
-            ended,
-        }
-    }
-}
-
-impl Record for Connection {
-    fn count(&self) -> usize {
-        1 + usize::from(self.wait.is_some())
-    }
-
-    fn spans(self: Box<Self>, into: &mut Vec<SpanData>) {
-        let clock = Clock::now();
-        let id = new_span();
-        let mut about = vec![pair("network.transport", "tcp")];
-        from(&mut about, self.peer, self.listen);
-        about.push(pair("server.port", i64::from(self.listen.port())));
-        about.push(pair("tidegate.application", self.app.to_string()));
-        for (name, count) in ["receive", "transmit"].into_iter().zip(self.bytes) {
-            let name = if name == "receive" {
-                "tidegate.network.io.receive"
-            } else {
-                "tidegate.network.io.transmit"
-            };
-            about.push(pair(name, i64::try_from(count).unwrap_or(i64::MAX)));
-        }
-        ended_so(&mut about, self.outcome);
-        let failure = match self.outcome {
-            Outcome::Refused(reason) if reason.fault() != Fault::Client => Some(reason.label()),
-            outcome => broken(outcome),
-        };
-        push(&mut about, "error.type", failure);
-        let times = clock.at(self.accepted)..clock.at(self.ended);
-        let context = context_of(self.trace, id, None);
-        let kind = SpanKind::Server;
-        into.push(span(
-            context,
-            None,
-            kind,
-            "tidegate.connection".into(),
-            times,
-            about,
-            failure.is_some(),
-        ));
-        if let Some((waited, limit)) = self.wait {
-            let context = context_of(self.trace, new_span(), None);
-            let times = clock.at(self.accepted)..clock.at(self.accepted + waited);
-            let about = waited_so(waited, limit);
-            into.push(span(
-                context,
-                Some(id),
-                SpanKind::Internal,
-                "admission.wait".into(),
-                times,
-                about,
-                false,
-            ));
-        }
-    }
-}
 
 /// Both clocks at one moment: spans have the wall's time, requests are timed by the other.
 #[derive(Clone, Copy)]
-struct Clock {
-    now: Instant,
+pub struct Clock {
+    pub now: Instant,
     wall: SystemTime,
 }
 
 impl Clock {
-    fn now() -> Self {
+    pub fn now() -> Self {
         Self { now: Instant::now(), wall: SystemTime::now() }
     }
 
-    fn at(self, at: Instant) -> SystemTime {
+    pub fn at(self, at: Instant) -> SystemTime {
         self.wall.checked_sub(self.now.saturating_duration_since(at)).unwrap_or(self.wall)
     }
 }
 
-fn span(
+pub fn span(
     span_context: SpanContext,
     parent: Option<SpanId>,
     span_kind: SpanKind,
@@ -455,20 +58,20 @@ fn span(
     }
 }
 
-fn context_of(trace: TraceId, span: SpanId, state: Option<TraceState>) -> SpanContext {
+pub fn context_of(trace: TraceId, span: SpanId, state: Option<TraceState>) -> SpanContext {
     SpanContext::new(trace, span, TraceFlags::SAMPLED, false, state.unwrap_or_default())
 }
 
-fn pair(key: &'static str, value: impl Into<Value>) -> KeyValue {
+pub fn pair(key: &'static str, value: impl Into<Value>) -> KeyValue {
     KeyValue::new(key, value)
 }
 
-fn push(about: &mut Vec<KeyValue>, key: &'static str, value: Option<&str>) {
+pub fn push(about: &mut Vec<KeyValue>, key: &'static str, value: Option<&str>) {
     about.extend(value.map(|value| pair(key, value.to_owned())));
 }
 
 /// Who called, and where. What clients say about themselves is not believed.
-fn from(about: &mut Vec<KeyValue>, peer: Option<SocketAddr>, local: SocketAddr) {
+pub fn from(about: &mut Vec<KeyValue>, peer: Option<SocketAddr>, local: SocketAddr) {
     if let Some(peer) = peer {
         let ip = peer.ip().to_canonical();
         about.push(pair("client.address", ip.to_string()));
@@ -479,14 +82,14 @@ fn from(about: &mut Vec<KeyValue>, peer: Option<SocketAddr>, local: SocketAddr) 
     about.push(pair("network.local.port", i64::from(local.port())));
 }
 
-fn ended_so(about: &mut Vec<KeyValue>, outcome: Outcome) {
+pub fn ended_so(about: &mut Vec<KeyValue>, outcome: Outcome) {
     about.push(pair("tidegate.outcome", outcome.label()));
     if let Outcome::Refused(reason) = outcome {
         about.push(pair("tidegate.reason", reason.label()));
     }
 }
 
-fn waited_so(waited: Duration, limit: u32) -> Vec<KeyValue> {
+pub fn waited_so(waited: Duration, limit: u32) -> Vec<KeyValue> {
     vec![
         pair("tidegate.admission.limit", i64::from(limit)),
         pair("tidegate.admission.wait.duration", waited.as_secs_f64()),
@@ -494,91 +97,11 @@ fn waited_so(waited: Duration, limit: u32) -> Vec<KeyValue> {
 }
 
 /// What went wrong on the way, if it was not the client.
-fn broken(outcome: Outcome) -> Option<&'static str> {
+pub fn broken(outcome: Outcome) -> Option<&'static str> {
     match outcome {
         Outcome::Served | Outcome::ClientReset | Outcome::ClientStalled => None,
         Outcome::Refused(reason) if reason.fault() == Fault::Client => None,
         Outcome::Refused(reason) => Some(reason.label()),
         other => Some(other.label()),
     }
-}
-
-/// The methods the conventions know.
-fn is_known(method: &Method) -> bool {
-    const OTHERS: [&str; 2] = ["PATCH", "QUERY"];
-    let standard = [
-        Method::GET,
-        Method::HEAD,
-        Method::POST,
-        Method::PUT,
-        Method::DELETE,
-        Method::CONNECT,
-        Method::OPTIONS,
-        Method::TRACE,
-    ];
-    standard.contains(method) || OTHERS.contains(&method.as_str())
-}
-
-fn version(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_10 => "1.0",
-        Version::HTTP_2 => "2",
-        _ => "1.1",
-    }
-}
-
-/// `example.com:8080`, `[::1]:8080`, `example.com`.
-fn host_and_port(text: &str, default: i64) -> (&str, i64) {
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, port.parse().unwrap_or(default)),
-        _ => (text, default),
-    };
-    (host.trim_start_matches('[').trim_end_matches(']'), port)
-}
-
-/// The names in a query; what they are set to may be anybody's secret.
-fn field_names(query: &str) -> Box<str> {
-    let hide = |field: &str| match field.split_once('=') {
-        Some((name, _)) => format!("{name}=REDACTED"),
-        None => "REDACTED".to_owned(),
-    };
-    let fields: Vec<_> = cut(query).split('&').map(hide).collect();
-    fields.join("&").into()
-}
-
-fn bounded(value: &HeaderValue) -> Option<Box<str>> {
-    value.to_str().ok().map(|text| cut(text).into())
-}
-
-/// As much of it as is recorded.
-fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(LONGEST)]
-}
-
-fn grpc_status(headers: &HeaderMap) -> Option<u8> {
-    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
-}
-
-/// The words of gRPC's status codes; the conventions want these.
-fn grpc_word(code: u8) -> Cow<'static, str> {
-    const WORDS: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    WORDS.get(usize::from(code)).map_or_else(|| code.to_string().into(), |word| (*word).into())
 }

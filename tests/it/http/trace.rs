@@ -306,17 +306,29 @@ fn a_refusal_is_recorded_although_nothing_else_is(engine: Engine) {
     let polite = &of(&spans, "limit_reached")[0];
     assert!(!polite.failed && polite.get("error.type").is_none(), "{polite:#?}");
 
-    // An application that is not there.
-    let gone = traced(engine, "127.0.0.1:1", sink.address, "http/protobuf")
-        .set("trace-sampling", 0)
-        .start();
-    assert_eq!(Http1::connect(gone.address).get("/").status, 502);
-    let spans = sink.wait_for("a 502", |spans| !of(spans, "upstream_refused").is_empty());
-    let server = &of(&spans, "upstream_refused")[0];
-    assert_has(server, &[("http.response.status_code", "502"), ("url.path", "/")]);
-    let client = spans.iter().find(|span| span.parent == server.id).expect("it was tried");
-    assert!(client.failed && client.get("http.response.status_code").is_none(), "{client:#?}");
-    assert_has(client, &[("error.type", "upstream_refused")]);
+    // An application that is not there, however it would be spoken to.
+    for how in ["never", "always"] {
+        let gone = traced(engine, "127.0.0.1:1", sink.address, "http/protobuf")
+            .set("trace-sampling", 0)
+            .set("app-http2", how)
+            .start();
+        let path = format!("/{how}");
+        assert_eq!(Http1::connect(gone.address).get(&path).status, 502);
+        let wanted = |span: &&Span| span.get("url.path") == Some(&path);
+        let spans = sink.wait_for("a 502", |spans| spans.iter().any(|span| wanted(&span)));
+        let server = spans.iter().find(wanted).expect("just seen");
+        let refused = [("http.response.status_code", "502"), ("error.type", "upstream_refused")];
+        assert_has(server, &refused);
+        let client = spans.iter().find(|span| span.parent == server.id).expect("it was tried");
+        assert!(client.failed && client.get("http.response.status_code").is_none(), "{client:#?}");
+        assert_has(
+            client,
+            &[
+                ("error.type", "upstream_refused"),
+                ("url.full", &format!("http://127.0.0.1:1{path}")),
+            ],
+        );
+    }
 }
 
 fn calls_of_grpc_have_their_attributes(engine: Engine) {
