@@ -116,8 +116,8 @@ fn connection<E: Engine>(
             let key = match upstream.idle_connection() {
                 Some(key) => key,
                 None if dialled == TRIES => {
-                    slot.will_be(Outcome::Refused(Reason::UpstreamRefused));
-                    return Err(Cause::Reason(Reason::UpstreamRefused));
+                    let trace = slot.refuse(&ready, Reason::UpstreamRefused);
+                    return Err((Cause::Reason(Reason::UpstreamRefused), trace));
                 }
                 None => match Box::pin(upstream.connection(&client.config)).await {
                     Ok(key) => {
