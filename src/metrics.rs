@@ -2,13 +2,15 @@
 //! addition; names, labels and text formats are the admin server's business (`admin/`), gauges are
 //! read at scrape time from what they describe.
 
+mod histogram;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use prometheus_client::metrics::histogram::Histogram;
-
 use crate::outcome::{Outcome, Reason};
+
+pub use histogram::{Histogram, Snapshot};
 
 /// What happened on one port so far. Counters only grow.
 #[derive(Debug)]
@@ -19,19 +21,58 @@ pub struct PortMetrics {
     refused: [AtomicU64; Reason::ALL.len()],
     /// Bytes read from clients, and from the application; the relays add to them as they go.
     pub bytes: Arc<[AtomicU64; 2]>,
-    /// Seconds an admitted or refused connection waited in the queue; only those that waited.
-    pub wait_seconds: Histogram,
-    /// Seconds from accept to release of connections that reached the application.
-    pub connection_seconds: Histogram,
+    /// How long who was not let in at once waited in the queue, whether admitted or refused then.
+    pub waits: Histogram,
+    /// From accept to release, of TCP connections that reached the application.
+    pub connections: Histogram,
+    /// From arrival to the end of both bodies, of requests that reached the application.
+    pub requests: Histogram,
 }
 
-/// Waits are judged against `queue-timeout`, typically 0.1 to 5 s.
-const WAIT_BUCKETS: [f64; 12] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+/// Steps of 1, 2 and 5, so that a percentile is off by half at most. What is shorter than a
+/// millisecond nobody notices. The default timeouts of the queue, 1 and 5 s, have a little room: who
+/// waited in vain is found a moment after them, and must not count as a wait of twice that.
+const WAITS: [Duration; 14] = [
+    Duration::from_millis(1),
+    Duration::from_millis(2),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(20),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_millis(1050),
+    Duration::from_millis(2050),
+    Duration::from_millis(5050),
+    Duration::from_secs(10),
+    Duration::from_secs(60),
+];
 
-/// Connections live from a request to a day.
-const CONNECTION_BUCKETS: [f64; 12] =
-    [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0, 86_400.0];
+/// A request of a quick application takes half a millisecond, a stream or a connection a day. In the
+/// middle, where people wait for answers, steps of 1, 2 and 5; beyond a minute it is enough to know
+/// the kind.
+const DURATIONS: [Duration; 19] = [
+    Duration::from_micros(500),
+    Duration::from_millis(1),
+    Duration::from_millis(2),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(20),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+    Duration::from_secs(60),
+    Duration::from_secs(600),
+    Duration::from_secs(3600),
+    Duration::from_secs(86_400),
+];
 
 impl Default for PortMetrics {
     fn default() -> Self {
@@ -41,8 +82,9 @@ impl Default for PortMetrics {
             carried: Default::default(),
             refused: Default::default(),
             bytes: Arc::default(),
-            wait_seconds: Histogram::new(WAIT_BUCKETS),
-            connection_seconds: Histogram::new(CONNECTION_BUCKETS),
+            waits: Histogram::new(&WAITS),
+            connections: Histogram::new(&DURATIONS),
+            requests: Histogram::new(&DURATIONS),
         }
     }
 }
@@ -60,15 +102,24 @@ impl PortMetrics {
 
     /// A connection left the queue, one way or the other, after `waited`.
     pub fn wait(&self, waited: Duration) {
-        self.wait_seconds.observe(waited.as_secs_f64());
+        self.waits.observe(waited);
     }
 
-    /// A connection ended.
+    /// A TCP connection ended.
     pub fn end(&self, outcome: Outcome, lasted: Duration) {
+        self.count(outcome, &self.connections, lasted);
+    }
+
+    /// A request ended.
+    pub fn end_request(&self, outcome: Outcome, lasted: Duration) {
+        self.count(outcome, &self.requests, lasted);
+    }
+
+    fn count(&self, outcome: Outcome, durations: &Histogram, lasted: Duration) {
         let counter = match outcome {
             Outcome::Refused(reason) => &self.refused[reason as usize],
             carried => {
-                self.connection_seconds.observe(lasted.as_secs_f64());
+                durations.observe(lasted);
                 let at = Outcome::CARRIED.iter().position(|other| *other == carried);
                 &self.carried[at.expect("every outcome that is no refusal is in CARRIED")]
             }

@@ -13,11 +13,10 @@ use std::time::UNIX_EPOCH;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::lifecycle::Phase;
-use crate::metrics::PortMetrics;
+use crate::metrics::{Histogram, PortMetrics, Snapshot};
 
 use super::exposition::{Families, Format, Labels, write};
 use super::process::Process;
@@ -78,7 +77,7 @@ impl Page {
         out.histograms(
             "tidegate_admission_wait_seconds",
             "How long connections waited that did not get a slot at once",
-            self.histograms(|m| &m.wait_seconds),
+            self.histograms(|m| &m.waits),
         )?;
         out.counters(
             "tidegate_admission_decisions",
@@ -138,8 +137,13 @@ impl Page {
         )?;
         out.histograms(
             "tidegate_connection_duration_seconds",
-            "From accept to end, of connections that reached the application",
-            self.histograms(|m| &m.connection_seconds),
+            "From accept to end, of TCP connections that reached the application",
+            self.histograms(|m| &m.connections),
+        )?;
+        out.histograms(
+            "tidegate_request_duration_seconds",
+            "From arrival to the end of both bodies, of requests that reached the application",
+            self.histograms(|m| &m.requests),
         )?;
         out.counters(
             "tidegate_bytes",
@@ -225,9 +229,9 @@ impl Page {
         series
     }
 
-    fn histograms(&self, of: impl Fn(&PortMetrics) -> &Histogram) -> Vec<(Labels, Histogram)> {
+    fn histograms(&self, of: impl Fn(&PortMetrics) -> &Histogram) -> Vec<(Labels, Snapshot)> {
         let ports = self.status.ports.iter().zip(&self.ports);
-        ports.map(|(port, m)| (vec![("port", self.label(port))], of(m).clone())).collect()
+        ports.map(|(port, m)| (vec![("port", self.label(port))], of(m).snapshot())).collect()
     }
 
     /// The port's number, unless two addresses share it.

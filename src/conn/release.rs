@@ -91,7 +91,7 @@ pub(super) fn count_request(
     outcome: Outcome,
     lasted: Duration,
 ) {
-    port.metrics.end(outcome, lasted);
+    port.metrics.end_request(outcome, lasted);
     if outcome.fault() != Fault::Nobody && tracing::enabled!(tracing::Level::DEBUG) {
         let reason = match outcome {
             Outcome::Refused(reason) => reason.label(),
