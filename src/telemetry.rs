@@ -55,9 +55,12 @@ pub struct Telemetry {
     flush: SyncSender<Line>,
 }
 
-/// The handle to change the level.
+/// The handle to change the level, and to ask what was lost.
 #[derive(Clone)]
-pub struct Level(reload::Handle<Targets, Registry>);
+pub struct Level {
+    filter: reload::Handle<Targets, Registry>,
+    dropped: Arc<AtomicU64>,
+}
 
 /// What travels to the thread that writes.
 enum Line {
@@ -85,6 +88,7 @@ pub fn start(config: &Config) -> Result<Telemetry, StartError> {
     let queue = Queue { lines, dropped: Arc::default() };
     let flush = queue.lines.clone();
     let dropped = queue.dropped.clone();
+    let level = Level { filter: handle, dropped: dropped.clone() };
     thread::Builder::new()
         .name("log".into())
         .spawn(move || write_lines(&written, &dropped, &mut io::stderr()))?;
@@ -93,7 +97,7 @@ pub fn start(config: &Config) -> Result<Telemetry, StartError> {
     let output =
         if config.json { output.json().flatten_event(true).boxed() } else { output.boxed() };
     tracing_subscriber::registry().with(output.with_filter(filter)).try_init()?;
-    Ok(Telemetry { level: Level(handle), flush })
+    Ok(Telemetry { level, flush })
 }
 
 impl Telemetry {
@@ -107,7 +111,14 @@ impl Level {
     /// Log this much from now on.
     pub fn set(&self, directive: &str) -> Result<(), String> {
         let filter: Targets = directive.parse().map_err(|error: ParseError| error.to_string())?;
-        self.0.reload(filter).map_err(|error| error.to_string())
+        self.filter.reload(filter).map_err(|error| error.to_string())
+    }
+}
+
+impl Level {
+    /// Lines that were dropped so far, because stderr was not read fast enough.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 }
 
@@ -122,8 +133,10 @@ impl Drop for Telemetry {
 }
 
 fn write_lines(lines: &Receiver<Line>, dropped: &AtomicU64, out: &mut impl Write) {
+    let mut told = 0;
     for line in lines {
-        let lost = dropped.swap(0, Ordering::Relaxed);
+        let all = dropped.load(Ordering::Relaxed);
+        let lost = all - std::mem::replace(&mut told, all);
         if lost > 0 {
             let _ = writeln!(out, "{lost} log lines were dropped: stderr is not read fast enough");
         }

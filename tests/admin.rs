@@ -11,7 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use tidegate::admin::{
-    self, Connection, Counts, Engine, Faces, Gateway, Pools, PortStatus, Reload, Setting, Status,
+    self, Changes, Connection, Counts, Engine, Faces, Gateway, Pools, PortStatus, PortVitals,
+    Reload, Setting, Status, Vitals,
 };
 use tidegate::client::{self, ClientError, Target};
 use tidegate::lifecycle::{self, Lifecycle, Load, Tally};
@@ -83,6 +84,11 @@ impl Gateway for Fake {
 
     fn ports(&self) -> Vec<Arc<PortMetrics>> {
         vec![self.metrics.clone()]
+    }
+
+    fn vitals(&self) -> Vitals {
+        let port = PortVitals { backlog: None, app_connections: 0, turned_away: 0.0 };
+        Vitals { ports: vec![port], changes: Changes::default(), log_lines_dropped: 0 }
     }
 
     fn settings(&self) -> Vec<Setting> {

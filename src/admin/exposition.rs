@@ -13,33 +13,10 @@ use prometheus_client::registry::Registry;
 
 use crate::metrics::Snapshot;
 
+use super::negotiate::Format;
+
 /// The labels of one series.
 pub(super) type Labels = Vec<(&'static str, String)>;
-
-/// How the page is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
-    /// What Prometheus has read since it exists.
-    Classic,
-    /// Its successor.
-    OpenMetrics,
-}
-
-impl Format {
-    /// The format a client asks for.
-    pub(super) fn negotiate(accept: &str) -> Self {
-        let asked = accept.contains("application/openmetrics-text");
-        if asked { Self::OpenMetrics } else { Self::Classic }
-    }
-
-    /// What to call it.
-    pub(super) const fn content_type(self) -> &'static str {
-        match self {
-            Self::Classic => "text/plain; version=0.0.4; charset=utf-8",
-            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        }
-    }
-}
 
 /// The page of a registry.
 pub(super) fn write(registry: &Registry, format: Format) -> String {

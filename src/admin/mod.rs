@@ -17,6 +17,7 @@ mod exposition;
 mod faces;
 mod gateway;
 mod guard;
+mod negotiate;
 mod process;
 mod scrape;
 mod serve;
@@ -26,4 +27,4 @@ pub mod page;
 
 pub use bind::{BindError, Bound, Faces, bind, try_control};
 pub use gateway::{Connection, Gateway, Setting};
-pub use status::{Counts, Engine, Pools, PortStatus, Reload, Status};
+pub use status::{Changes, Counts, Engine, Pools, PortStatus, PortVitals, Reload, Status, Vitals};

@@ -24,7 +24,9 @@ pub(super) async fn admit<E: Engine>(
         // In a box: only those who wait pay for its timer and its watch.
         let keep = conn.config.queued_half_close == QueuedHalfClose::Keep;
         let admitted = Box::pin(wait(engine, &conn.client, keep, ticket)).await;
-        port.metrics.wait(conn.age(Instant::now()));
+        let waited = conn.age(Instant::now());
+        port.metrics.wait(waited);
+        conn.entry.has_waited(waited);
         conn.admission = Some(Entry::Admit(admitted.map_err(Outcome::Refused)?));
     }
     port.metrics.admit();

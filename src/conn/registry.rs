@@ -4,11 +4,12 @@
 //! list costs one short lock at either end of a connection and none in between.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::io::Traffic;
+use crate::metrics::PortMetrics;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,13 @@ pub struct Row {
     /// Bytes carried so far.
     pub traffic: Arc<Traffic>,
     stage: AtomicU8,
+    /// How long it waited for a slot, in units of 10 µs: up to half a day fits.
+    waited: AtomicU32,
+    /// Its end has been counted, as that of a unit of admission.
+    counted: AtomicBool,
+    /// The application has a connection for it.
+    dialled: AtomicBool,
+    metrics: Arc<PortMetrics>,
 }
 
 /// The listing of one connection; dropping it takes it off the list.
@@ -95,8 +103,15 @@ impl Stage {
 }
 
 impl Registry {
-    /// List a connection that has just been accepted.
-    pub fn add(&self, port: SocketAddr, client: Option<SocketAddr>, since: Instant) -> Registered {
+    /// Count and list a connection that has just been accepted.
+    pub fn add(
+        &self,
+        port: SocketAddr,
+        metrics: &Arc<PortMetrics>,
+        client: Option<SocketAddr>,
+        since: Instant,
+    ) -> Registered {
+        metrics.accept();
         self.rows.open.fetch_add(1, Ordering::Relaxed);
         let mut table = self.rows.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.next_id += 1;
@@ -107,6 +122,10 @@ impl Registry {
             since,
             traffic: Arc::default(),
             stage: AtomicU8::new(Stage::Queued as u8),
+            waited: AtomicU32::new(0),
+            counted: AtomicBool::new(false),
+            dialled: AtomicBool::new(false),
+            metrics: metrics.clone(),
         });
         let index = match table.free.pop() {
             Some(index) => {
@@ -150,6 +169,32 @@ impl Registered {
         self.row.stage.store(stage as u8, Ordering::Relaxed);
     }
 
+    /// It has waited for a slot, and waits no longer.
+    pub fn has_waited(&self, waited: Duration) {
+        let units = u32::try_from(waited.as_micros() / 10).unwrap_or(u32::MAX);
+        self.row.waited.store(units, Ordering::Relaxed);
+    }
+
+    /// How long it waited for a slot.
+    pub fn waited(&self) -> Duration {
+        Duration::from_micros(u64::from(self.row.waited.load(Ordering::Relaxed)) * 10)
+    }
+
+    /// Its end has been counted, as that of a unit of admission.
+    pub fn counted(&self) {
+        self.row.counted.store(true, Ordering::Relaxed);
+    }
+
+    /// The application has a connection for it now, or not any more.
+    pub fn dialled(&self, has: bool) {
+        let had = self.row.dialled.swap(has, Ordering::Relaxed);
+        match (had, has) {
+            (false, true) => self.row.metrics.app_connected(),
+            (true, false) => self.row.metrics.app_disconnected(),
+            _ => {}
+        }
+    }
+
     /// When it was accepted.
     pub fn since(&self) -> Instant {
         self.row.since
@@ -173,6 +218,10 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        self.dialled(false);
+        if !self.row.counted.load(Ordering::Relaxed) {
+            self.row.metrics.carrier_closed();
+        }
         let mut table = self.rows.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.rows[self.index] = None;
         table.free.push(self.index);

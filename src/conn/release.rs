@@ -9,10 +9,14 @@ use socket2::SockRef;
 use super::registry::Registered;
 use super::{Conn, Port, TcpRefuse};
 use crate::io::{Engine, sock};
+use crate::limit::Entry;
 use crate::outcome::{Fault, Outcome};
 
 /// End `conn` as `outcome` says.
 pub(super) fn release<E: Engine>(engine: &E, port: &Port, conn: Conn<E>, outcome: Outcome) {
+    if let Some(Entry::Admit(_)) = conn.admission {
+        port.metrics.free(conn.age(Instant::now()).saturating_sub(conn.entry.waited()));
+    }
     count(port, &conn.entry, outcome, conn.bytes());
     part(engine, conn, outcome);
 }
@@ -65,6 +69,7 @@ pub(super) fn refuse(client: SockRef<'_>, how: TcpRefuse) {
 pub(super) fn count(port: &Port, entry: &Registered, outcome: Outcome, bytes: [u64; 2]) {
     let lasted = Instant::now().saturating_duration_since(entry.since());
     port.metrics.end(outcome, lasted);
+    entry.counted();
     if outcome.fault() != Fault::Nobody && tracing::enabled!(tracing::Level::DEBUG) {
         let reason = match outcome {
             Outcome::Refused(reason) => reason.label(),

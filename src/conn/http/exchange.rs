@@ -61,8 +61,10 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let now = Instant::now();
         let outcome = self.outcome.get();
+        let held = now.saturating_duration_since(self.admitted);
+        self.port.metrics.free(held);
         if outcome == Outcome::Served {
-            self.port.pace.observe(now.saturating_duration_since(self.admitted));
+            self.port.pace.observe(held);
         }
         let lasted = now.saturating_duration_since(self.arrived);
         release::count_request(&self.port, self.client, outcome, lasted);
