@@ -14,6 +14,7 @@ mod fair; // P2, P3: in order, and no longer than promised
 mod fallback; // P7: without io_uring
 mod leaves; // P1, P10, P11: clients that leave, idle ones, nothing left behind
 mod limits; // descriptors and connections run out
+mod metrics; // sums that are the load's books; Prometheus, the dashboard, the alerts
 mod network; // partitions and source ports, in a network namespace
 mod observe; // P13: watching without refusing
 mod refuse; // P4: quickly, politely, by reason

@@ -4,11 +4,11 @@
 //! path says and counts requests exactly; `servers` and `smuggling` stand in front of servers that people
 //! run (`tests/apps/`).
 
-mod client; // HTTP/1, byte by byte
+pub(crate) mod client; // HTTP/1, byte by byte
 mod exchange; // one request at the application
 mod frames; // HTTP/2, what no library would send
 mod http2; // HTTP/2, through a library
-mod oracle; // the application that counts
+pub(crate) mod oracle; // the application that counts
 mod scripts; // what it does
 mod wire1;
 mod wire2;
