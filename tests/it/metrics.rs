@@ -1,13 +1,9 @@
 //! The metrics: their sums are the books of those who made the load, a real Prometheus reads both formats
 //! and answers the dashboard, the alerts are what promtool expects, and scraping disturbs nobody.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,12 +14,13 @@ use crate::http::oracle::HttpOracle;
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::ledger::{self, Client, End, Ledger};
 use crate::support::oracle::{Oracle, Script};
-use crate::support::server::Server;
+use crate::support::prometheus::{self, Relay, promtool, root, scrape};
 use crate::support::{Engine, Over, SOON, engines, process, run, scale, skip, until};
 
 engines!(
     sums_are_the_books_of_the_load,
     backlog_settings_and_phase_are_shown,
+    bytes_are_counted_as_they_go,
     scraping_stalls_nobody_and_does_not_grow,
 );
 
@@ -128,16 +125,6 @@ fn metrics_address(gateway: &Gateway) -> SocketAddr {
     let status: Value =
         serde_json::from_str(&gateway.call("GET", "/status.json", "").body).expect("JSON");
     status["metrics"].as_str().and_then(|text| text.parse().ok()).expect("an address")
-}
-
-/// One scrape: the content type and the page.
-fn scrape(from: SocketAddr, accept: &str) -> (String, String) {
-    let mut client = Http1::connect(from);
-    client.ask("/metrics", &format!("Accept: {accept}\r\nConnection: close\r\n"));
-    let answer = client.answer().expect("a page");
-    assert_eq!(answer.status, 200);
-    let kind = answer.header("content-type").expect("it has a type").to_owned();
-    (kind, answer.text())
 }
 
 /// The samples of a page, by name and labels as written.
@@ -280,6 +267,26 @@ fn backlog_settings_and_phase_are_shown(engine: Engine) {
     gateway.assert_clean();
 }
 
+/// A connection that is kept shows what it carries before it closes.
+fn bytes_are_counted_as_they_go(engine: Engine) {
+    let oracle = HttpOracle::start();
+    let gateway = Setup::new(engine, oracle.address).set("protocol", "http").start();
+    let mut client = Http1::connect(gateway.address);
+    let carried = |direction| gateway.metric("tidegate_bytes_total", direction);
+    for turn in 1..=3 {
+        assert_eq!(client.get("/down?n=100000").body.len(), 100_000);
+        until("the answer is counted", SOON, || carried("\"out\"") >= f64::from(turn * 100_000));
+        assert!(carried("\"in\"") > 0.0);
+    }
+    let listed: Value =
+        serde_json::from_str(&gateway.call("GET", "/connections.json", "").body).expect("JSON");
+    assert!(listed[0]["bytes_out"].as_u64().is_some_and(|bytes| bytes >= 300_000), "{listed}");
+    let before = carried("");
+    drop(client);
+    until("it is closed", SOON, || gateway.status().connections == 0);
+    assert_eq!(carried(""), before, "and nothing was counted twice");
+}
+
 /// Sixteen ports, thousands of connections open, a scraper that never rests: an echo takes about as long
 /// as without it, the page is as long as for no connection at all, and memory does not grow.
 fn scraping_stalls_nobody_and_does_not_grow(engine: Engine) {
@@ -382,8 +389,9 @@ fn a_real_prometheus_reads_both_formats() {
 
         let three = Three::start(engine);
         let classic = Relay::start(three.metrics_address(), CLASSIC);
-        let prometheus = start_prometheus(three.metrics_address(), classic.address);
-        let asked = |query: &str| ask(&prometheus, query);
+        let targets = [("openmetrics", three.metrics_address()), ("classic", classic.address)];
+        let server = prometheus::start(RULES, &targets);
+        let asked = |query: &str| prometheus::ask(&server, query);
         until("both are scraped", SOON, || asked("count(up == 1)") == [2.0]);
         // Long enough for several scrapes of each.
         let start = Instant::now();
@@ -428,17 +436,13 @@ fn a_real_prometheus_reads_both_formats() {
             assert!(!asked(&query).is_empty(), "the dashboard would show nothing for {query}");
         }
         until("every alert was evaluated", SOON, || {
-            let rules = get(&prometheus, "/api/v1/rules");
+            let rules = prometheus::get(&server, "/api/v1/rules");
             let rules = rules["data"]["groups"][0]["rules"].as_array().cloned().unwrap_or_default();
             let broken = rules.iter().find(|rule| rule["health"] == "err");
             assert!(broken.is_none(), "{broken:?}");
             !rules.is_empty() && rules.iter().all(|rule| rule["health"] == "ok")
         });
     });
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Every name of a metric in a text.
@@ -455,110 +459,4 @@ fn queries() -> Vec<String> {
     let panels = dashboard["panels"].as_array().expect("it has panels");
     let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
     targets.map(|target| target["expr"].as_str().expect("a query").to_owned()).collect()
-}
-
-/// Runs promtool on `input`; it has to find nothing to say against it.
-#[track_caller]
-fn promtool(words: &[&str], input: &str) {
-    let mut command = Command::new("promtool");
-    command.args(words).current_dir(root());
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("promtool runs");
-    let mut stdin = child.stdin.take().expect("a pipe");
-    stdin.write_all(input.as_bytes()).expect("it reads");
-    drop(stdin);
-    let output = child.wait_with_output().expect("it ends");
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "promtool {words:?}: {said}");
-    // What it only advises it says and succeeds.
-    assert!(input.is_empty() || said.trim().is_empty(), "promtool {words:?}: {said}");
-}
-
-fn start_prometheus(openmetrics: SocketAddr, classic: SocketAddr) -> Server {
-    let prometheus = Server::start(|dir, port| {
-        let rules: PathBuf = root().join(RULES);
-        let mut config = format!(
-            "global: {{scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 1s}}\n\
-             rule_files: ['{}']\nscrape_configs:\n",
-            rules.display()
-        );
-        for (job, target) in [("openmetrics", openmetrics), ("classic", classic)] {
-            writeln!(config, "- job_name: {job}\n  static_configs: [{{targets: ['{target}']}}]")
-                .expect("a String takes everything");
-        }
-        let file = dir.join("prometheus.yml");
-        std::fs::write(&file, config).expect("writes");
-        let mut command = Command::new("prometheus");
-        command.arg(format!("--config.file={}", file.display()));
-        command.arg(format!("--storage.tsdb.path={}", dir.join("data").display()));
-        command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
-        command
-    });
-    let to = prometheus.address().parse().expect("an address");
-    until("Prometheus is ready", SOON, || Http1::connect(to).get("/-/ready").status == 200);
-    prometheus
-}
-
-fn get(prometheus: &Server, path: &str) -> Value {
-    let to = prometheus.address().parse().expect("an address");
-    let answer = Http1::connect(to).get(path);
-    let json: Value = serde_json::from_str(&answer.text()).expect("Prometheus speaks JSON");
-    assert_eq!(json["status"], "success", "{path}: {json}");
-    json
-}
-
-/// The values that answer a query now.
-fn ask(prometheus: &Server, query: &str) -> Vec<f64> {
-    let mut path = "/api/v1/query?query=".to_owned();
-    for byte in query.bytes() {
-        write!(path, "%{byte:02X}").expect("a String takes everything");
-    }
-    let json = get(prometheus, &path);
-    let series = json["data"]["result"].as_array().cloned().unwrap_or_default();
-    let value = |series: &Value| series["value"][1].as_str().and_then(|v| v.parse().ok());
-    series.iter().map(|series| value(series).expect("a vector")).collect()
-}
-
-/// Stands between Prometheus and the gateway and asks in the words it was given: which format Prometheus
-/// prefers cannot be told to every version.
-struct Relay {
-    address: SocketAddr,
-    over: std::sync::Arc<AtomicBool>,
-}
-
-impl Relay {
-    fn start(from: SocketAddr, accept: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("bound");
-        let over = std::sync::Arc::new(AtomicBool::new(false));
-        let ended = over.clone();
-        std::thread::spawn(move || {
-            for client in listener.incoming().take_while(|_| !ended.load(Ordering::Relaxed)) {
-                let _ = client.and_then(|client| relay(client, from, accept)); // it asks again
-            }
-        });
-        Self { address, over }
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-        let _ = TcpStream::connect(self.address); // wakes it
-    }
-}
-
-fn relay(mut client: TcpStream, from: SocketAddr, accept: &str) -> std::io::Result<()> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") && client.read(&mut byte)? > 0 {
-        head.push(byte[0]);
-    }
-    let (kind, page) = scrape(from, accept);
-    let length = page.len();
-    write!(
-        client,
-        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\
-         Connection: close\r\n\r\n{page}"
-    )
 }
