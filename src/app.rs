@@ -30,6 +30,7 @@ use crate::io::{Gauges, listen};
 use crate::journal::Journal;
 use crate::lifecycle::{Cause, Lifecycle, Load, Report, Tally};
 use crate::limit::Gate;
+use crate::metrics::Demand;
 use crate::outcome::Outcome;
 use crate::telemetry::export;
 use crate::{telemetry, worker};
@@ -63,6 +64,8 @@ struct Running {
     started: Instant,
     level: telemetry::Level,
     settings: Mutex<Settings>,
+    /// In the order of the ports.
+    demand: Mutex<Vec<Demand>>,
 }
 
 /// The settings in force, and how the last change went.
@@ -70,6 +73,7 @@ struct Settings {
     layers: Layers,
     config: Config,
     reload: admin::Reload,
+    changes: admin::Changes,
 }
 
 /// How long a process that was drained on request goes on answering, unless a signal ends it.
@@ -133,7 +137,9 @@ async fn start(
             layers,
             config,
             reload: admin::Reload { ok: true, error: None, last_success: SystemTime::now() },
+            changes: admin::Changes::default(),
         }),
+        demand: Mutex::default(),
     });
     let report = serve(plane, running, bound, life).await?;
     drop(exporter);
@@ -185,6 +191,7 @@ async fn serve(
     let signals = spawn_local(signals(running.clone())?);
     let health = spawn_local(watch_workers(plane.clone(), life.clone()));
     let pace = spawn_local(say_what_was_not_said(plane.clone()));
+    let demand = spawn_local(watch_demand(running.clone()));
     for port in &plane.ports {
         tracing::info!(listen = %port.listen, app = %port.app_text, engine = plane.engine_name(), reason = plane.reason, "listening");
     }
@@ -212,6 +219,7 @@ async fn serve(
     }
     signals.abort();
     health.abort();
+    demand.abort();
     pace.abort();
     plane.shared.access.flush();
     if report.cause == Cause::Failure {
@@ -277,6 +285,14 @@ async fn say_what_was_not_said(plane: Arc<DataPlane>) {
     }
 }
 
+/// Have it remembered, once a second, what the ports are asked for.
+async fn watch_demand(running: Arc<Running>) {
+    loop {
+        running.sample_demand(Instant::now());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 impl DataPlane {
     /// Choose the engine and start the workers on sockets that already listen. `listening`: what
     /// else this process listens on and must never dial. `traces`: where they go, if anywhere.
@@ -298,7 +314,7 @@ impl DataPlane {
         let mut ports = Vec::new();
         for (port, socket) in config.ports.iter().zip(&sockets) {
             let listen = socket.local_addr()?.as_socket().context("not an IP socket")?;
-            ports.push(Arc::new(Port::new(
+            let port = Port::new(
                 listen,
                 port.app_text.clone(),
                 port.apps.clone(),
@@ -306,7 +322,9 @@ impl DataPlane {
                 Gate::new(&port.gate),
                 port.conn.clone(),
                 shared.clone(),
-            )));
+            );
+            port.listens_on(socket.try_clone()?);
+            ports.push(Arc::new(port));
         }
         let gauges = Arc::<Gauges>::default();
         let (up, ups) = mpsc::channel();
@@ -399,6 +417,14 @@ impl Running {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn sample_demand(&self, now: Instant) {
+        let mut demand = self.demand.lock().unwrap_or_else(PoisonError::into_inner);
+        demand.resize_with(self.plane.ports.len(), Demand::default);
+        for (demand, port) in demand.iter_mut().zip(&self.plane.ports) {
+            demand.sample(&port.metrics, now);
+        }
+    }
+
     /// Put changed settings in force.
     fn take_over(&self, settings: &mut Settings, (layers, config): (Layers, Config)) {
         self.plane.apply(&config);
@@ -414,10 +440,12 @@ impl Running {
         let mut settings = self.lock();
         match settings.layers.reread_file() {
             Ok(changed) => {
+                settings.changes.file[0] += 1;
                 self.take_over(&mut settings, changed);
                 tracing::info!("settings read again");
             }
             Err(mistakes) => {
+                settings.changes.file[1] += 1;
                 let all: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
                 let all = all.join("; ");
                 tracing::warn!("settings not changed, the last good ones stay: {all}");
@@ -480,6 +508,17 @@ impl Gateway for Running {
         self.plane.ports.iter().map(|port| port.metrics.clone()).collect()
     }
 
+    fn vitals(&self) -> admin::Vitals {
+        let now = Instant::now();
+        let demand = self.demand.lock().unwrap_or_else(PoisonError::into_inner);
+        let ports = self.plane.ports.iter().enumerate().map(|(at, port)| admin::PortVitals {
+            backlog: port.backlog().map(|backlog| [backlog.waiting, backlog.capacity]),
+            app_connections: port.app_connections(),
+            turned_away: demand.get(at).map_or(0.0, |d| d.turned_away(&port.metrics, now)),
+        });
+        admin::Vitals { ports: ports.collect(), changes: self.lock().changes }
+    }
+
     fn settings(&self) -> Vec<Setting> {
         self.lock().layers.describe()
     }
@@ -512,11 +551,15 @@ impl Gateway for Running {
         let mut settings = self.lock();
         match settings.layers.set_live(changes) {
             Ok(changed) => {
+                settings.changes.live[0] += 1;
                 self.take_over(&mut settings, changed);
                 tracing::info!(?applied, "settings changed");
                 Ok(applied)
             }
-            Err(mistakes) => Err(mistakes.iter().map(ToString::to_string).collect()),
+            Err(mistakes) => {
+                settings.changes.live[1] += 1;
+                Err(mistakes.iter().map(ToString::to_string).collect())
+            }
         }
     }
 

@@ -107,6 +107,23 @@ impl Reason {
         }
     }
 
+    /// Whether it keeps somebody from getting a slot; the others are found out with a slot in hand.
+    pub const fn is_of_the_gate(self) -> bool {
+        !matches!(self, Self::Abandoned | Self::UpstreamRefused | Self::UpstreamTimeout)
+    }
+
+    /// Whether there would have been a slot if there were more of them.
+    pub const fn is_want_of_slots(self) -> bool {
+        matches!(
+            self,
+            Self::LimitReached
+                | Self::QueueFull
+                | Self::QueueTimeout
+                | Self::ClientGone
+                | Self::DeadlineUnmeetable
+        )
+    }
+
     /// Who has to change something if this is not wanted.
     pub const fn fault(self) -> Fault {
         match self {

@@ -58,7 +58,7 @@ pub struct Telemetry {
     flush: SyncSender<Line>,
 }
 
-/// The handle to change the level.
+/// The handle to change the level, and to ask what was lost.
 #[derive(Clone)]
 pub struct Level {
     filter: reload::Handle<Targets, Registry>,

@@ -11,8 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use tidegate::admin::{
-    self, Connection, Counts, DroppedLines, Engine, Faces, Gateway, Pools, PortStatus, Reload,
-    Setting, Status,
+    self, Changes, Connection, Counts, DroppedLines, Engine, Faces, Gateway, Pools, PortStatus,
+    PortVitals, Reload, Setting, Status, Vitals,
 };
 use tidegate::client::{self, ClientError, Target};
 use tidegate::journal::Journal;
@@ -88,6 +88,11 @@ impl Gateway for Fake {
 
     fn ports(&self) -> Vec<Arc<PortMetrics>> {
         vec![self.metrics.clone()]
+    }
+
+    fn vitals(&self) -> Vitals {
+        let port = PortVitals { backlog: None, app_connections: 0, turned_away: 0.0 };
+        Vitals { ports: vec![port], changes: Changes::default() }
     }
 
     fn settings(&self) -> Vec<Setting> {

@@ -147,7 +147,7 @@ const RULES: &[Rule] = &[
 /// Where `unsafe` may be written, and why there is no other way.
 const UNSAFE: &[(&str, &str)] = &[
     ("src/io/epoll.rs", "tokio registers a descriptor only against a promise that it stays open"),
-    ("src/io/sock.rs", "SIOCOUTQ has no safe interface"),
+    ("src/io/sock.rs", "SIOCOUTQ, SO_RCVLOWAT and TCP_INFO have no safe interface"),
     ("src/io/uring/buffers.rs", "memory that the kernel writes to has no safe interface"),
     ("src/io/uring/ring.rs", "a ring cannot know what the operations pushed to it point to"),
     ("src/io/uring/relay.rs", "msghdr, and descriptors whose owners the ring does not know"),

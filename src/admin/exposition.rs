@@ -2,42 +2,21 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::time::Duration;
 
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric, NoLabelSet, text,
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, NoLabelSet, text,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use crate::metrics::Snapshot;
+
+use super::negotiate::Format;
 
 /// The labels of one series.
 pub(super) type Labels = Vec<(&'static str, String)>;
-
-/// How the page is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
-    /// What Prometheus has read since it exists.
-    Classic,
-    /// Its successor.
-    OpenMetrics,
-}
-
-impl Format {
-    /// The format a client asks for.
-    pub(super) fn negotiate(accept: &str) -> Self {
-        let asked = accept.contains("application/openmetrics-text");
-        if asked { Self::OpenMetrics } else { Self::Classic }
-    }
-
-    /// What to call it.
-    pub(super) const fn content_type(self) -> &'static str {
-        match self {
-            Self::Classic => "text/plain; version=0.0.4; charset=utf-8",
-            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        }
-    }
-}
 
 /// The page of a registry.
 pub(super) fn write(registry: &Registry, format: Format) -> String {
@@ -97,13 +76,24 @@ impl Families<'_> {
         &mut self,
         name: &str,
         help: &str,
-        series: Vec<(Labels, Histogram)>,
+        series: Vec<(Labels, Snapshot)>,
     ) -> fmt::Result {
+        const PLAIN: Option<&HashMap<usize, Exemplar<NoLabelSet, f64>>> = None;
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        series
-            .iter()
-            .try_for_each(|(labels, histogram)| histogram.encode(family.encode_family(labels)?))
+        series.iter().try_for_each(|(labels, seen)| {
+            let sum = seen.sum.as_secs_f64();
+            family.encode_family(labels)?.encode_histogram(sum, seen.count(), &buckets(seen), PLAIN)
+        })
     }
+}
+
+/// As the encoder wants them: each bound with the count of its own bucket.
+fn buckets(seen: &Snapshot) -> Vec<(f64, u64)> {
+    let bounds = seen.bounds.iter().map(Duration::as_secs_f64).chain([f64::INFINITY]);
+    let mut below = 0;
+    let counts =
+        seen.cumulative.iter().map(|so_far| so_far - std::mem::replace(&mut below, *so_far));
+    bounds.zip(counts).collect()
 }
 
 /// OpenMetrics text as the classic format: a counter's name has its `_total` also in HELP and TYPE,

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes};
-use hyper::header::{ACCEPT, ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::lifecycle::{Cause, Phase};
 
-use super::exposition::Format;
 use super::gateway::Gateway;
+use super::negotiate::Format;
 use super::{explain, page, scrape};
 
 /// One of the four addresses.
@@ -112,7 +112,7 @@ where
         Route::Livez => text(StatusCode::OK, "alive"),
         Route::Readyz => phase(&*gateway, |phase| phase == Phase::Serving),
         Route::Startupz => phase(&*gateway, |phase| phase >= Phase::Serving),
-        Route::Metrics => metrics(&*gateway, request.headers().get(ACCEPT)),
+        Route::Metrics => metrics(&*gateway, request.headers()),
         Route::Page => html(&gateway.status()),
         Route::Status => json(StatusCode::OK, &gateway.status()),
         Route::Settings => json(StatusCode::OK, &gateway.settings()),
@@ -141,10 +141,10 @@ fn word(phase: Phase) -> &'static str {
     }
 }
 
-fn metrics(gateway: &dyn Gateway, accept: Option<&HeaderValue>) -> Response<Full<Bytes>> {
-    let accept = accept.and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+fn metrics(gateway: &dyn Gateway, headers: &HeaderMap) -> Response<Full<Bytes>> {
+    let accept = headers.get_all(ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
     let format = Format::negotiate(accept);
-    let body = scrape::scrape(gateway.status(), gateway.ports(), format);
+    let body = scrape::scrape(gateway, format);
     respond(StatusCode::OK, format.content_type(), body)
 }
 

@@ -10,7 +10,7 @@ use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::PortMetrics;
 
-use super::status::Status;
+use super::status::{Status, Vitals};
 
 /// What the admin faces may ask of the gateway. Called on the control-plane thread; every answer is
 /// a snapshot taken when it is asked for.
@@ -20,6 +20,9 @@ pub trait Gateway: Send + Sync + 'static {
 
     /// The instruments of each port, in the order of [`Status::ports`].
     fn ports(&self) -> Vec<Arc<PortMetrics>>;
+
+    /// What only the metrics show.
+    fn vitals(&self) -> Vitals;
 
     /// Every setting in force and who said so.
     fn settings(&self) -> Vec<Setting>;

@@ -17,6 +17,7 @@ mod exposition;
 mod faces;
 mod gateway;
 mod guard;
+mod negotiate;
 mod process;
 mod scrape;
 mod serve;
@@ -27,4 +28,7 @@ pub mod page;
 
 pub use bind::{BindError, Bound, Faces, bind, try_control};
 pub use gateway::{Connection, Gateway, Setting};
-pub use status::{Counts, DroppedLines, Engine, Pools, PortStatus, Reload, Status, Traces};
+pub use status::{
+    Changes, Counts, DroppedLines, Engine, Pools, PortStatus, PortVitals, Reload, Status, Traces,
+    Vitals,
+};

@@ -1,4 +1,5 @@
-//! The `process_*` metrics every exporter has, read from /proc when asked.
+//! What the kernel knows of this process and of its network, read from /proc when asked: the
+//! `process_*` metrics every exporter has, and the losses of listening sockets.
 
 use std::fs;
 
@@ -14,6 +15,37 @@ pub(super) struct Process {
     pub(super) start_time_seconds: f64,
     pub(super) open_fds: u64,
     pub(super) max_fds: Option<u64>,
+}
+
+/// What the kernel did with connections to listening sockets of this network namespace (in a pod: of
+/// the pod), since the namespace exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Network {
+    /// The backlog of the listener was full.
+    pub(super) listen_overflows: u64,
+    /// For whatever reason, that one among them.
+    pub(super) listen_drops: u64,
+}
+
+impl Network {
+    /// Read /proc/net.
+    pub(super) fn now() -> Option<Self> {
+        Self::parse(&fs::read_to_string("/proc/net/netstat").ok()?)
+    }
+
+    /// Lines come in pairs, names over numbers.
+    fn parse(text: &str) -> Option<Self> {
+        let mut of_tcp = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+        let (names, numbers) = (of_tcp.next()?, of_tcp.next()?);
+        let named = |wanted: &str| {
+            let mut pairs = names.split_whitespace().zip(numbers.split_whitespace());
+            pairs.find(|(name, _)| *name == wanted)?.1.parse().ok()
+        };
+        Some(Self {
+            listen_overflows: named("ListenOverflows")?,
+            listen_drops: named("ListenDrops")?,
+        })
+    }
 }
 
 impl Process {
@@ -57,5 +89,15 @@ mod tests {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let age = now.expect("after 1970").as_secs_f64() - process.start_time_seconds;
         assert!((-2.0..86_400.0).contains(&age), "started {age} s ago");
+    }
+
+    #[test]
+    fn the_kernels_losses_are_found_by_name() {
+        let text = "TcpExt: SyncookiesSent ListenOverflows ListenDrops New\nTcpExt: 1 2 3 4\n\
+                    IpExt: ListenDrops\nIpExt: 9\n";
+        let expected = Network { listen_overflows: 2, listen_drops: 3 };
+        assert_eq!(Network::parse(text), Some(expected));
+        assert_eq!(Network::parse("TcpExt: ListenDrops\nTcpExt: 3\n"), None);
+        assert!(Network::now().is_some());
     }
 }

@@ -1,11 +1,15 @@
-//! The metrics page, made afresh from the status at every scrape, so that no gauge is ever stale.
-//! Names and meanings follow the conventions of Prometheus: base units, sums over labels that mean
-//! something, and per port
+//! The metrics page, made afresh at every scrape, so that no gauge is ever stale. Names and meanings
+//! follow the conventions of Prometheus: base units, sums over labels that mean something, labels of
+//! few values; and per port
 //!
 //! ```text
-//! tidegate_connections_accepted_total = sum(tidegate_admission_decisions_total) + what still waits
-//!                                     = sum(tidegate_connections_total) + tidegate_connections_active
+//! tidegate_connections_accepted_total = sum(tidegate_connections_total) + tidegate_connections_active{direction="in"}
+//! sum(tidegate_admission_decisions_total) = who asked for a slot and does not wait: TCP connections, requests
 //! ```
+//!
+//! Always true: a page is as long for ten thousand connections as for none.
+
+mod traffic;
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,181 +17,157 @@ use std::time::UNIX_EPOCH;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::lifecycle::Phase;
-use crate::metrics::PortMetrics;
+use crate::metrics::{Histogram, PortMetrics, Snapshot};
 
-use super::exposition::{Families, Format, Labels, write};
-use super::process::Process;
-use super::status::{PortStatus, Status};
+use super::exposition::{Families, Labels, write};
+use super::gateway::Gateway;
+use super::negotiate::Format;
+use super::process::{Network, Process};
+use super::status::{PortStatus, PortVitals, Status, Vitals};
 
-/// The page. `ports` are in the order of `status.ports`.
-pub(super) fn scrape(status: Status, ports: Vec<Arc<PortMetrics>>, format: Format) -> String {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Page { status, ports, process: Process::now() }));
-    write(&registry, format)
+/// The page.
+pub(super) fn scrape(gateway: &dyn Gateway, format: Format) -> String {
+    let page = Page {
+        status: gateway.status(),
+        vitals: gateway.vitals(),
+        metrics: gateway.ports(),
+        process: Process::now(),
+        network: Network::now(),
+    };
+    page.written(format)
 }
 
+/// What is shown. The three that are per port are in the same order.
 #[derive(Debug)]
 struct Page {
     status: Status,
-    ports: Vec<Arc<PortMetrics>>,
+    vitals: Vitals,
+    metrics: Vec<Arc<PortMetrics>>,
     process: Option<Process>,
+    network: Option<Network>,
 }
+
+/// One port, from all sides.
+#[derive(Clone, Copy)]
+struct Port<'a> {
+    status: &'a PortStatus,
+    vitals: &'a PortVitals,
+    metrics: &'a PortMetrics,
+}
+
+const PHASES: [(Phase, &str); 5] = [
+    (Phase::Starting, "starting"),
+    (Phase::Serving, "serving"),
+    (Phase::Announcing, "announcing"),
+    (Phase::Closing, "closing"),
+    (Phase::Drained, "drained"),
+];
 
 impl Collector for Page {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut out = Families(encoder);
         self.about(&mut out)?;
         self.admission(&mut out)?;
+        self.trials(&mut out)?;
+        self.requests(&mut out)?;
         self.connections(&mut out)?;
+        self.backlog(&mut out)?;
+        self.engine(&mut out)?;
         self.lifecycle(&mut out)?;
+        self.settings(&mut out)?;
         self.traces(&mut out)?;
         self.process(&mut out)
     }
 }
 
 impl Page {
+    fn written(self, format: Format) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self));
+        write(&registry, format)
+    }
+
     fn about(&self, out: &mut Families<'_>) -> fmt::Result {
         let Status { version, engine, .. } = &self.status;
         out.info("tidegate_build", "The program", vec![("version", (*version).to_owned())])?;
         let engine = vec![("engine", engine.name.to_owned()), ("reason", engine.reason.clone())];
-        out.info("tidegate_io_engine", "How bytes are moved, and why so", engine)
-    }
-
-    fn admission(&self, out: &mut Families<'_>) -> fmt::Result {
-        let limit = |p: &PortStatus| p.limit.map_or(f64::INFINITY, f64::from);
-        out.gauges("tidegate_admission_limit", "Slots at once; +Inf: no limit", self.each(limit))?;
-        out.gauges("tidegate_admission_active", "Slots in use", self.each(|p| p.active))?;
+        out.info("tidegate_io_engine", "How bytes are moved, and why so", engine)?;
         out.gauges(
-            "tidegate_admission_peak_active",
-            "The most slots ever in use at once",
-            self.each(|p| p.peak_active),
-        )?;
-        out.gauges(
-            "tidegate_admission_queue_length",
-            "Connections that wait",
-            self.each(|p| p.queued),
-        )?;
-        out.gauges(
-            "tidegate_admission_queue_capacity",
-            "Places to wait in",
-            self.each(|p| u64::from(p.queue_length)),
-        )?;
-        out.histograms(
-            "tidegate_admission_wait_seconds",
-            "How long connections waited that did not get a slot at once",
-            self.histograms(|m| &m.wait_seconds),
-        )?;
-        out.counters(
-            "tidegate_admission_decisions",
-            "Connections the gate admitted or refused",
+            "tidegate_port_info",
+            "What the port carries, and whether its limit is obeyed",
             self.many(|p| {
-                let refused = p.counts.refused_at_the_gate();
-                let refused = refused.map(|(why, n)| {
-                    (vec![("outcome", "refused".to_owned()), ("reason", why.label().to_owned())], n)
-                });
-                let admitted = (
-                    vec![("outcome", "admitted".to_owned()), ("reason", String::new())],
-                    p.counts.admitted,
-                );
-                std::iter::once(admitted).chain(refused).collect()
-            }),
-        )?;
-        out.counters(
-            "tidegate_would_refuse",
-            "Connections that enforcing would have refused, while observing",
-            self.each(|p| p.would_refuse),
-        )?;
-        out.counters(
-            "tidegate_shadow_refusals",
-            "Connections a candidate limit would not have let in at once",
-            self.many(|p| {
-                p.shadow.iter().map(|(limit, n)| (vec![("limit", limit.to_string())], *n)).collect()
+                let protocol = ("protocol", p.status.protocol.to_owned());
+                vec![(vec![protocol, ("mode", p.status.mode.to_owned())], 1_u64)]
             }),
         )
     }
 
-    fn connections(&self, out: &mut Families<'_>) -> fmt::Result {
-        out.counters(
-            "tidegate_connections_accepted",
-            "Connections accepted",
-            self.each(|p| p.counts.accepted),
-        )?;
-        out.counters(
-            "tidegate_connections",
-            "Connections that have ended, by how",
-            self.many(|p| {
-                p.counts
-                    .ended()
-                    .into_iter()
-                    .map(|(how, n)| (vec![("outcome", how.to_owned())], n))
-                    .collect()
-            }),
-        )?;
-        out.gauges(
-            "tidegate_connections_active",
-            "Connections that are open, in whatever stage",
-            self.each(|p| p.counts.open()),
-        )?;
-        out.gauges(
-            "tidegate_connections_max",
-            "Connections the gateway holds at most",
-            vec![(Labels::new(), u64::from(self.status.max_connections))],
-        )?;
-        out.histograms(
-            "tidegate_connection_duration_seconds",
-            "From accept to end, of connections that reached the application",
-            self.histograms(|m| &m.connection_seconds),
-        )?;
-        out.counters(
-            "tidegate_bytes",
-            "Bytes read from clients (in) and from the application (out)",
-            self.many(|p| {
-                let way = |way: &str| vec![("direction", way.to_owned())];
-                vec![(way("in"), p.counts.bytes_in), (way("out"), p.counts.bytes_out)]
-            }),
-        )?;
+    fn engine(&self, out: &mut Families<'_>) -> fmt::Result {
+        out.gauges("tidegate_workers", "Data-plane threads", one(self.status.workers as u64))?;
         out.gauges(
             "tidegate_pool_buffers_in_use",
             "Relay buffers that hold bytes",
-            vec![(Labels::new(), self.status.pools.in_use)],
+            one(self.status.pools.in_use),
         )?;
         out.gauges(
             "tidegate_ring_operations",
             "Operations the kernel has not completed",
-            vec![(Labels::new(), self.status.ring_ops)],
+            one(self.status.ring_ops),
         )
     }
 
     fn lifecycle(&self, out: &mut Families<'_>) -> fmt::Result {
-        let state: u64 = match self.status.phase {
+        let now = self.status.phase;
+        let phases = PHASES
+            .into_iter()
+            .map(|(phase, word)| (vec![("phase", word.to_owned())], u64::from(phase == now)));
+        out.gauges("tidegate_phase", "1 for where the process is in its life", phases.collect())?;
+        let state: u64 = match now {
             Phase::Starting | Phase::Serving => 0,
             Phase::Announcing => 1,
             Phase::Closing => 2,
             Phase::Drained => 3,
         };
-        let cut =
-            self.status.ports.iter().filter_map(|p| p.counts.outcomes.get("cut")).sum::<u64>();
-        let reload = &self.status.last_reload;
-        let since = reload.last_success.duration_since(UNIX_EPOCH).unwrap_or_default();
         out.gauges(
             "tidegate_drain_state",
             "0 not draining, 1 announcing, 2 closing, 3 drained",
             one(state),
         )?;
-        out.counters("tidegate_drain_cut", "Connections cut at the end of a drain", one(cut))?;
+        let cut = self.status.ports.iter().filter_map(|p| p.counts.outcomes.get("cut"));
+        out.counters(
+            "tidegate_drain_cut",
+            "Connections and requests cut at the end of a drain",
+            one(cut.sum::<u64>()),
+        )
+    }
+
+    fn settings(&self, out: &mut Families<'_>) -> fmt::Result {
+        let reload = &self.status.last_reload;
+        let since = reload.last_success.duration_since(UNIX_EPOCH).unwrap_or_default();
         out.gauges(
             "tidegate_config_last_reload_successful",
-            "Whether the last change of settings was applied",
+            "Whether the settings could be used when the file was read last",
             one(u64::from(reload.ok)),
         )?;
         out.gauges(
             "tidegate_config_last_reload_success_timestamp_seconds",
-            "When settings were last applied",
+            "When settings were last put in force",
             one(since.as_secs_f64()),
+        )?;
+        let changes = self.vitals.changes;
+        let sources = [("file", changes.file), ("live", changes.live)];
+        let series = sources.into_iter().flat_map(|(source, results)| {
+            ["applied", "refused"].into_iter().zip(results).map(move |(result, n)| {
+                (vec![("source", source.to_owned()), ("result", result.to_owned())], n)
+            })
+        });
+        out.counters(
+            "tidegate_config_changes",
+            "Changes of settings, by where they came from and whether they were put in force",
+            series.collect(),
         )?;
         let dropped = self.status.dropped_lines;
         out.counters(
@@ -241,25 +221,37 @@ impl Page {
     }
 
     /// One series per port.
-    fn each<V>(&self, value: impl Fn(&PortStatus) -> V) -> Vec<(Labels, V)> {
+    fn each<V>(&self, mut value: impl FnMut(Port<'_>) -> V) -> Vec<(Labels, V)> {
         self.many(|port| vec![(Labels::new(), value(port))])
     }
 
     /// Several series per port.
-    fn many<V>(&self, values: impl Fn(&PortStatus) -> Vec<(Labels, V)>) -> Vec<(Labels, V)> {
+    fn many<V>(&self, mut values: impl FnMut(Port<'_>) -> Vec<(Labels, V)>) -> Vec<(Labels, V)> {
         let mut series = Vec::new();
-        for port in &self.status.ports {
+        for port in self.ports() {
             for (mut labels, value) in values(port) {
-                labels.insert(0, ("port", self.label(port)));
+                labels.insert(0, ("port", self.label(port.status)));
                 series.push((labels, value));
             }
         }
         series
     }
 
-    fn histograms(&self, of: impl Fn(&PortMetrics) -> &Histogram) -> Vec<(Labels, Histogram)> {
-        let ports = self.status.ports.iter().zip(&self.ports);
-        ports.map(|(port, m)| (vec![("port", self.label(port))], of(m).clone())).collect()
+    /// One histogram for each port that can have any of it.
+    fn histograms(
+        &self,
+        has: impl Fn(Port<'_>) -> bool,
+        of: impl Fn(&PortMetrics) -> &Histogram,
+    ) -> Vec<(Labels, Snapshot)> {
+        self.many(|port| match has(port) {
+            true => vec![(Labels::new(), of(port.metrics).snapshot())],
+            false => Vec::new(),
+        })
+    }
+
+    fn ports(&self) -> impl Iterator<Item = Port<'_>> {
+        let ports = self.status.ports.iter().zip(&self.vitals.ports).zip(&self.metrics);
+        ports.map(|((status, vitals), metrics)| Port { status, vitals, metrics })
     }
 
     /// The port's number, unless two addresses share it.
@@ -282,7 +274,7 @@ mod tests {
     use std::sync::atomic::Ordering;
     use std::time::{Duration, SystemTime};
 
-    use super::super::status::{Counts, Engine, Pools, Reload, Traces};
+    use super::super::status::{Changes, Counts, Engine, Pools, Reload, Traces};
     use super::*;
     use crate::admin::DroppedLines;
     use crate::outcome::{Outcome, Reason};
@@ -317,6 +309,13 @@ mod tests {
         metrics.accept();
         metrics.wait(Duration::from_millis(3));
         let local = SocketAddr::from(([127, 0, 0, 1], 1));
+        let vitals = Vitals {
+            ports: vec![
+                PortVitals { backlog: Some([3, 128]), app_connections: 2, turned_away: 5.0 },
+                PortVitals { backlog: None, app_connections: 0, turned_away: 0.0 },
+            ],
+            changes: Changes { file: [1, 2], live: [3, 4] },
+        };
         let status = Status {
             version: "0.1.0",
             engine: Engine { name: "epoll", reason: "asked \"so\"".into() },
@@ -324,12 +323,16 @@ mod tests {
             workers: 1,
             ports: vec![
                 port("0.0.0.0:8080", Some(8), &metrics),
-                port("0.0.0.0:8081", None, &PortMetrics::default()),
+                PortStatus {
+                    protocol: "http",
+                    mode: "observe",
+                    ..port("0.0.0.0:8081", Some(4), &PortMetrics::default())
+                },
             ],
             connections: 1,
             max_connections: 100,
             pools: Pools { in_use: 0 },
-            dropped_lines: DroppedLines::default(),
+            dropped_lines: DroppedLines { log: 7, access: 0 },
             ring_ops: 0,
             admin: local,
             probe: local,
@@ -339,7 +342,10 @@ mod tests {
             drain: None,
             traces: Some(Traces { exported: 5, queue_full: 2, export_failed: 1, capped: 7 }),
         };
-        scrape(status, vec![metrics, Arc::default()], format)
+        let metrics = vec![metrics, Arc::default()];
+        let network = Some(Network { listen_overflows: 1, listen_drops: 2 });
+        let page = Page { status, vitals, metrics, process: Process::now(), network };
+        page.written(format)
     }
 
     fn has(page: &str, line: &str) {
@@ -360,7 +366,22 @@ mod tests {
             "tidegate_admission_decisions_total{port=\"8080\",outcome=\"refused\",reason=\"queue_full\"} 1",
             "tidegate_connections_total{port=\"8080\",outcome=\"served\"} 1",
             "tidegate_connections_total{port=\"8080\",outcome=\"refused\"} 1",
-            "tidegate_connections_active{port=\"8080\"} 1",
+            "tidegate_connections_total{port=\"8080\",outcome=\"http\"} 0",
+            "tidegate_connections_active{port=\"8080\",direction=\"in\"} 1",
+            "tidegate_connections_active{port=\"8080\",direction=\"out\"} 2",
+            "tidegate_requests_total{port=\"8081\",outcome=\"served\"} 0",
+            "tidegate_request_duration_seconds_count{port=\"8081\"} 0",
+            "tidegate_connection_duration_seconds_bucket{le=\"0.001\",port=\"8080\"} 1",
+            "tidegate_admission_demand_ratio{port=\"8080\"} 1.0",
+            "tidegate_admission_demand_ratio{port=\"8081\"} 0.75",
+            "tidegate_port_info{port=\"8081\",protocol=\"http\",mode=\"observe\"} 1",
+            "tidegate_listen_backlog{port=\"8080\"} 3",
+            "tidegate_listen_backlog_capacity{port=\"8080\"} 128",
+            "tidegate_listen_overflows_total 1",
+            "tidegate_phase{phase=\"closing\"} 1",
+            "tidegate_phase{phase=\"serving\"} 0",
+            "tidegate_config_changes_total{source=\"file\",result=\"refused\"} 2",
+            "tidegate_log_lines_dropped_total{log=\"log\"} 7",
             "tidegate_bytes_total{port=\"8080\",direction=\"out\"} 40",
             "tidegate_shadow_refusals_total{port=\"8080\",limit=\"25\"} 4",
             "tidegate_trace_spans_exported_total 5",
@@ -375,6 +396,13 @@ mod tests {
             has(&page, line);
         }
         assert!(page.contains("\nprocess_cpu_seconds_total "));
+        for absent in [
+            "tidegate_requests_total{port=\"8080\"",
+            "tidegate_connection_duration_seconds_count{port=\"8081\"",
+            "tidegate_listen_backlog{port=\"8081\"",
+        ] {
+            assert!(!page.contains(absent), "{absent} cannot be:\n{page}");
+        }
         assert!(!page.contains("# EOF") && !page.contains("# UNIT") && !page.contains("unknown"));
         // One HELP and one TYPE for each family, and every sample under its own.
         let mut family = "";
@@ -388,12 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn openmetrics_is_asked_for_by_name() {
-        let accept =
-            "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3";
-        assert_eq!(Format::negotiate(accept), Format::OpenMetrics);
-        assert_eq!(Format::negotiate("text/plain"), Format::Classic);
-        assert_eq!(Format::negotiate("*/*"), Format::Classic);
+    fn openmetrics_has_types_of_its_own_and_an_end() {
         let page = page(Format::OpenMetrics);
         assert!(page.ends_with("# EOF\n"));
         has(&page, "# TYPE tidegate_build info");

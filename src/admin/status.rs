@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::lifecycle::{Phase, Report};
 use crate::metrics::PortMetrics;
-use crate::outcome::{Outcome, Reason};
+use crate::outcome::Reason;
 
 /// What the gateway is doing.
 #[derive(Clone, Debug, Serialize)]
@@ -130,6 +130,36 @@ pub struct PortStatus {
     pub shadow: BTreeMap<u32, u64>,
 }
 
+/// What only the metrics show: facts of the moment that the status does without.
+#[derive(Clone, Debug)]
+pub struct Vitals {
+    /// In the order of [`Status::ports`].
+    pub ports: Vec<PortVitals>,
+    /// Changes of settings since the start.
+    pub changes: Changes,
+}
+
+/// What only the metrics show of one port.
+#[derive(Clone, Copy, Debug)]
+pub struct PortVitals {
+    /// Connections that wait in the kernel to be accepted, and how many may; `None` once it has
+    /// stopped listening.
+    pub backlog: Option<[u32; 2]>,
+    /// Connections to the application that are open.
+    pub app_connections: u64,
+    /// Slots that those who were refused of late would have held at once.
+    pub turned_away: f64,
+}
+
+/// Changes of settings since the start: how many were put in force, and how many were not.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changes {
+    /// The file was read again: `[applied, refused]`.
+    pub file: [u64; 2],
+    /// Over the control socket: `[applied, refused]`.
+    pub live: [u64; 2],
+}
+
 /// What happened on a port so far, read in an order that keeps the sums true while traffic flows:
 /// what ended first, what was admitted next, what was accepted last.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -148,11 +178,6 @@ pub struct Counts {
     pub bytes_out: u64,
 }
 
-/// Reasons that are found out only after a slot was given: such a connection was admitted, and is
-/// no decision of the gate.
-const AFTER_ADMISSION: [Reason; 3] =
-    [Reason::Abandoned, Reason::UpstreamRefused, Reason::UpstreamTimeout];
-
 impl Counts {
     /// The counters now.
     pub fn read(metrics: &PortMetrics) -> Self {
@@ -164,30 +189,13 @@ impl Counts {
         Self { accepted: metrics.accepted(), admitted, outcomes, refused, bytes_in, bytes_out }
     }
 
-    /// What the gate refused, by reason. With `admitted` and what still waits it sums up to
-    /// `accepted`.
+    /// What the gate refused, by reason. With `admitted` and what still waits it sums up to all who
+    /// asked for a slot: TCP connections and requests.
     pub fn refused_at_the_gate(&self) -> impl Iterator<Item = (Reason, u64)> {
         Reason::ALL
             .into_iter()
-            .filter(|reason| !AFTER_ADMISSION.contains(reason))
+            .filter(|reason| reason.is_of_the_gate())
             .map(|reason| (reason, self.refused_for(reason)))
-    }
-
-    /// How connections ended: each under one label, the gate's refusals as `refused`. With what is
-    /// open it sums up to `accepted`.
-    pub fn ended(&self) -> BTreeMap<&'static str, u64> {
-        let mut ended = self.outcomes.clone();
-        for reason in AFTER_ADMISSION {
-            *ended.entry(reason.label()).or_default() += self.refused_for(reason);
-        }
-        let refused = Outcome::Refused(Reason::QueueFull).label();
-        ended.insert(refused, self.refused_at_the_gate().map(|(_, n)| n).sum());
-        ended
-    }
-
-    /// Connections accepted that have not ended.
-    pub fn open(&self) -> u64 {
-        self.accepted.saturating_sub(self.ended().values().sum())
     }
 
     fn refused_for(&self, reason: Reason) -> u64 {
@@ -201,9 +209,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::outcome::Outcome;
 
     #[test]
-    fn every_accepted_connection_is_in_each_sum_once() {
+    fn admitted_and_refused_at_the_gate_are_all_who_asked() {
         let metrics = PortMetrics::default();
         let end = |outcome, admitted| {
             metrics.accept();
@@ -224,9 +233,6 @@ mod tests {
         let counts = Counts::read(&metrics);
         let refused: u64 = counts.refused_at_the_gate().map(|(_, n)| n).sum();
         assert_eq!((counts.accepted, counts.admitted, refused), (6, 3, 2));
-        assert_eq!(counts.ended().values().sum::<u64>(), 5);
-        assert_eq!(counts.ended()["refused"], 2);
-        assert_eq!(counts.open(), 1);
         assert_eq!(counts.refused.len(), Reason::ALL.len());
         assert_eq!((counts.bytes_in, counts.bytes_out), (5, 10));
     }

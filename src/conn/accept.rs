@@ -52,7 +52,7 @@ pub async fn accept<E: Engine>(
                     None => begin(&engine, &port, &connections, accepted).await,
                 }
             }
-            Ok(None) => return,
+            Ok(None) => return port.unlisten(),
             Err(e) => {
                 let pause = exhausted.pause(&e, &port, engine.listening(&listener));
                 engine.sleep_until(Instant::now() + pause).await;
@@ -73,8 +73,7 @@ async fn begin<E: Engine>(
     (socket, peer): Accepted,
 ) {
     let now = Instant::now();
-    port.metrics.accept();
-    let entry = port.shared.registry.add(port.listen, peer, now);
+    let entry = port.list(peer, now);
     let mut admission = ask(port, peer, now);
     while let Entry::Refuse(Reason::LimitReached | Reason::QueueFull) = admission
         && holds(port)
@@ -104,8 +103,7 @@ fn welcome<E: Engine>(
     (socket, peer): Accepted,
 ) {
     let (engine, port) = (&upstream.engine, &upstream.port);
-    port.metrics.accept();
-    let entry = port.shared.registry.add(port.listen, peer, Instant::now());
+    let entry = port.list(peer, Instant::now());
     if is_crowded(port) {
         return turn_away(port, socket, entry, Reason::MaxConnections);
     }
@@ -184,8 +182,7 @@ impl Exhausted {
     fn pause(&mut self, error: &io::Error, port: &Port, listener: &Socket) -> Duration {
         if listen::is_exhaustion(error) && self.reserve.take().is_some() {
             if let Ok((socket, peer)) = listen::accept(listener) {
-                port.metrics.accept();
-                let entry = port.shared.registry.add(port.listen, peer, Instant::now());
+                let entry = port.list(peer, Instant::now());
                 turn_away(port, socket, entry, Reason::MaxConnections);
             }
             self.reserve = reserve();

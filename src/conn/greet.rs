@@ -116,6 +116,7 @@ async fn silent<E: Engine>(upstream: Rc<Upstream<E>>, mut conn: Conn<E>) {
     };
     // Its requests take slots of their own; the application's connection was for nothing.
     conn.app = None;
+    conn.entry.dialled(false);
     conn.admission = None;
     Box::pin(http::serve(upstream, conn, version)).await;
 }
@@ -157,7 +158,10 @@ async fn first_word<E: Engine>(engine: &E, port: &Port, conn: &mut Conn<E>, entr
         dialled = connect::connect(engine, port, config, listed.client()) => dialled,
     };
     let stream = match dialled {
-        Ok(stream) => app.insert(stream),
+        Ok(stream) => {
+            listed.dialled(true);
+            app.insert(stream)
+        }
         Err(outcome) => {
             port.metrics.admit();
             return Turn::Over(outcome);

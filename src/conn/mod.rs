@@ -135,6 +135,7 @@ fn carry<E: Engine>(
             conn.entry.enter(Stage::Connecting);
             let client = conn.entry.client();
             conn.app = Some(connect::connect(engine, port, &conn.config, client).await?);
+            conn.entry.dialled(true);
         }
         conn.entry.enter(Stage::Relaying);
         Ok(relay::relay(engine, port, conn).await)

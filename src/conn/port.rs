@@ -2,17 +2,19 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
+use socket2::Socket;
 use tokio_util::task::TaskTracker;
 
 use super::Config;
-use super::registry::Registry;
+use super::registry::{Registered, Registry};
 use super::seats::Seats;
 use super::trace::Tracer;
 use crate::access::{self, Wanted};
 use crate::io::App;
+use crate::io::listen::{self, Backlog};
 use crate::journal::Journal;
 use crate::lifecycle::Signal;
 use crate::limit::Gate;
@@ -40,6 +42,9 @@ pub struct Port {
     pub seats: Arc<Seats>,
     /// The [`Wanted`] of the settings, where a request finds it without a lock.
     access_log: AtomicU8,
+    /// A descriptor of the listening socket, to ask the kernel about its backlog. Gone as soon as a
+    /// worker has stopped accepting, so that the socket closes when the workers have closed theirs.
+    listener: Mutex<Option<Socket>>,
     config: RwLock<Arc<Config>>,
 }
 
@@ -104,8 +109,36 @@ impl Port {
             seats: Arc::default(),
             access_log: AtomicU8::new(begin_access_log(&shared, config.access_log)),
             shared,
+            listener: Mutex::new(None),
             config: RwLock::new(Arc::new(config)),
         }
+    }
+
+    /// Count and list a connection that has just been accepted.
+    pub fn list(&self, client: Option<SocketAddr>, since: Instant) -> Registered {
+        self.shared.registry.add(self.listen, &self.metrics, client, since)
+    }
+
+    /// Keep this descriptor of the listening socket, for [`Port::backlog`].
+    pub fn listens_on(&self, socket: Socket) {
+        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
+    }
+
+    /// A worker accepts no more here.
+    pub fn unlisten(&self) {
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Connections that wait in the kernel to be accepted. `None`: it does not listen any more, or
+    /// the kernel does not say.
+    pub fn backlog(&self) -> Option<Backlog> {
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        listen::backlog(listener.as_ref()?)
+    }
+
+    /// Connections to the application that are open, whatever they carry.
+    pub fn app_connections(&self) -> u64 {
+        u64::from(self.seats.open()) + self.metrics.app_connections()
     }
 
     /// The settings for a connection that comes now.

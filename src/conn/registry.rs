@@ -4,11 +4,12 @@
 //! list costs one short lock at either end of a connection and none in between.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::io::Traffic;
+use crate::metrics::PortMetrics;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +63,11 @@ pub struct Row {
     stage: AtomicU8,
     /// How long it was in the queue, in units of 10 µs, so that half a day fits; 0: it was not.
     waited: AtomicU32,
+    /// Its end has been counted, as that of a unit of admission.
+    counted: AtomicBool,
+    /// The application has a connection for it.
+    dialled: AtomicBool,
+    metrics: Arc<PortMetrics>,
 }
 
 /// The listing of one connection; dropping it takes it off the list.
@@ -97,8 +103,15 @@ impl Stage {
 }
 
 impl Registry {
-    /// List a connection that has just been accepted.
-    pub fn add(&self, port: SocketAddr, client: Option<SocketAddr>, since: Instant) -> Registered {
+    /// Count and list a connection that has just been accepted.
+    pub fn add(
+        &self,
+        port: SocketAddr,
+        metrics: &Arc<PortMetrics>,
+        client: Option<SocketAddr>,
+        since: Instant,
+    ) -> Registered {
+        metrics.accept();
         self.rows.open.fetch_add(1, Ordering::Relaxed);
         let mut table = self.rows.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.next_id += 1;
@@ -110,6 +123,9 @@ impl Registry {
             traffic: Arc::default(),
             stage: AtomicU8::new(Stage::Queued as u8),
             waited: AtomicU32::new(0),
+            counted: AtomicBool::new(false),
+            dialled: AtomicBool::new(false),
+            metrics: metrics.clone(),
         });
         let index = match table.free.pop() {
             Some(index) => {
@@ -165,6 +181,21 @@ impl Registered {
         (units > 0).then(|| Duration::from_micros(u64::from(units) * 10))
     }
 
+    /// Its end has been counted, as that of a unit of admission.
+    pub fn counted(&self) {
+        self.row.counted.store(true, Ordering::Relaxed);
+    }
+
+    /// The application has a connection for it now, or not any more.
+    pub fn dialled(&self, has: bool) {
+        let had = self.row.dialled.swap(has, Ordering::Relaxed);
+        match (had, has) {
+            (false, true) => self.row.metrics.app_connected(),
+            (true, false) => self.row.metrics.app_disconnected(),
+            _ => {}
+        }
+    }
+
     /// When it was accepted.
     pub fn since(&self) -> Instant {
         self.row.since
@@ -188,6 +219,10 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        self.dialled(false);
+        if !self.row.counted.load(Ordering::Relaxed) {
+            self.row.metrics.carrier_closed();
+        }
         let mut table = self.rows.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.rows[self.index] = None;
         table.free.push(self.index);

@@ -9,10 +9,15 @@ use socket2::SockRef;
 use super::registry::Registered;
 use super::{Conn, Port, TcpRefuse, report};
 use crate::io::{Engine, sock};
+use crate::limit::Entry;
 use crate::outcome::Outcome;
 
 /// End `conn` as `outcome` says.
 pub(super) fn release<E: Engine>(engine: &E, port: &Port, conn: Conn<E>, outcome: Outcome) {
+    if let Some(Entry::Admit(_)) = conn.admission {
+        let waited = conn.entry.waited().unwrap_or_default();
+        port.metrics.free(conn.age(Instant::now()).saturating_sub(waited));
+    }
     count(port, &conn.entry, outcome, conn.bytes());
     part(engine, conn, outcome);
 }
@@ -70,12 +75,13 @@ pub(super) fn count(port: &Port, entry: &Registered, outcome: Outcome, bytes: [u
         tracer.connection(port, entry, outcome, bytes);
     }
     port.metrics.end(outcome, now.saturating_duration_since(entry.since()));
+    entry.counted();
 }
 
 /// The same for a request. Its line in the access log comes later, when its last byte has gone.
 pub(super) fn count_request(port: &Port, ended: &report::Ended<'_>) {
     report::request(port, ended);
-    port.metrics.end(ended.outcome, ended.lasted());
+    port.metrics.end_request(ended.outcome, ended.lasted());
 }
 
 fn reset_app<E: Engine>(engine: &E, app: Option<&E::Stream>) {

@@ -52,6 +52,11 @@ impl Seats {
         taken.ok().map(|_| Seat { seats: self.clone() })
     }
 
+    /// How many are open.
+    pub fn open(&self) -> u32 {
+        self.taken.load(Ordering::Acquire)
+    }
+
     /// How many more are open than `limit`: it was lowered.
     pub fn excess(&self, limit: u32) -> u32 {
         self.taken.load(Ordering::Acquire).saturating_sub(limit)

@@ -47,6 +47,21 @@ pub enum Next {
 /// io_uring held some milliseconds after the process has gone.
 const PREDECESSOR: Duration = Duration::from_millis(200);
 
+/// The kernel's queue of connections that nobody has accepted yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// How many there are.
+    pub waiting: u32,
+    /// How many there may be: [`BACKLOG`], or `net.core.somaxconn` if that is less.
+    pub capacity: u32,
+}
+
+/// The backlog of a listening socket. `None`: the kernel does not say.
+pub fn backlog(listener: &Socket) -> Option<Backlog> {
+    let [waiting, capacity] = sock::backlog(listener.into())?;
+    Some(Backlog { waiting, capacity })
+}
+
 /// Bind and listen on `addr`. What every accepted connection needs is set here, to be inherited.
 pub fn open(addr: SocketAddr) -> io::Result<Socket> {
     let deadline = Instant::now() + PREDECESSOR;
@@ -147,3 +162,25 @@ const DROP_NEW_SYNS: [SockFilter; 5] = [
     SockFilter::new(0x06, 0, 0, 0xffff_ffff),
     SockFilter::new(0x06, 0, 0, 0),
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn the_backlog_is_what_nobody_has_accepted_yet() {
+        let listener = open((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
+        let address = listener.local_addr().expect("bound").as_socket().expect("an IP socket");
+        let waiting = || backlog(&listener).expect("the kernel says").waiting;
+        assert_eq!(waiting(), 0);
+        let clients = [(); 3].map(|()| TcpStream::connect(address).expect("connects"));
+        assert_eq!(waiting(), 3);
+        assert!(backlog(&listener).is_some_and(|backlog| backlog.capacity >= 128));
+        let (accepted, _) = accept(&listener).expect("accepts");
+        assert_eq!(waiting(), 2);
+        assert_eq!(backlog(&accepted), None, "it does not listen");
+        drop(clients);
+    }
+}

@@ -82,3 +82,29 @@ pub fn unacknowledged(socket: SockRef<'_>) -> Option<i32> {
     let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     (answer == 0).then_some(bytes)
 }
+
+/// How many connections wait on a listening socket to be accepted, and how many may. `None`: not a
+/// socket that can say.
+#[allow(unsafe_code, reason = "TCP_INFO has no safe interface")]
+pub fn backlog(listener: SockRef<'_>) -> Option<[u32; 2]> {
+    use std::os::fd::AsRawFd;
+    const TCP_LISTEN: u8 = 10;
+    /// Where in `struct tcp_info` tcpi_unacked and tcpi_sacked are, which on a listening socket are
+    /// the length of its queue and the longest it may be.
+    const QUEUE: [usize; 2] = [6, 7];
+    let mut info = [0_u32; 8];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to where it is told, and how many to `length`.
+    let answer = unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    let whole = answer == 0 && length as usize == size_of_val(&info);
+    let [state, ..] = info[0].to_ne_bytes();
+    (whole && state == TCP_LISTEN).then(|| QUEUE.map(|at| info[at]))
+}

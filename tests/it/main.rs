@@ -16,6 +16,7 @@ mod fallback; // P7: without io_uring
 mod leaves; // P1, P10, P11: clients that leave, idle ones, nothing left behind
 mod limits; // descriptors and connections run out
 mod logs; // P8, A27: lines, too many lines, and nobody forges one
+mod metrics; // sums that are the load's books; Prometheus, the dashboard, the alerts
 mod network; // partitions and source ports, in a network namespace
 mod observe; // P13: watching without refusing
 mod refuse; // P4: quickly, politely, by reason

@@ -96,8 +96,10 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let now = Instant::now();
         let outcome = self.outcome.get();
+        let held = now.saturating_duration_since(self.admitted);
+        self.port.metrics.free(held);
         if outcome == Outcome::Served {
-            self.port.pace.observe(now.saturating_duration_since(self.admitted));
+            self.port.pace.observe(held);
         }
         let waited = self.admitted.saturating_duration_since(self.arrived);
         self.trail.ended(outcome, waited);

@@ -42,7 +42,7 @@ use hyper_util::rt::TokioIo;
 
 use super::registry::Stage;
 use super::{Conn, Port, QueuedHalfClose};
-use crate::io::{Engine, sock};
+use crate::io::{Engine, Traffic, sock};
 use stack::{Front, stack};
 use tunnel::{Entrance, Tunnel};
 pub use upstream::Upstream;
@@ -139,6 +139,8 @@ pub struct Client<E: Engine> {
     connection: u64,
     http2: bool,
     line: Rc<Line<E>>,
+    /// What the connection list shows of it.
+    traffic: Arc<Traffic>,
     /// The requests being served, if there can be several.
     streams: Rc<body::Streams>,
     /// It ends because the client does not take what it is sent.
@@ -167,6 +169,7 @@ impl<E: Engine> Client<E> {
             connection: conn.entry.id(),
             http2: version == Version::Two,
             line,
+            traffic: conn.entry.traffic().clone(),
             streams: Rc::default(),
             stalled: Rc::default(),
             forwarded_for: ip.and_then(|ip| value(ip.to_string())),
@@ -178,6 +181,14 @@ impl<E: Engine> Client<E> {
 
     fn port(&self) -> &Port {
         &self.upstream.port
+    }
+
+    /// Count the bytes that were carried since the last time.
+    fn count_bytes(&self) {
+        let news = self.line.news();
+        if news != [0, 0] {
+            self.traffic.add(&self.port().metrics.bytes, news);
+        }
     }
 }
 
@@ -207,8 +218,8 @@ pub(super) async fn serve<E: Engine>(upstream: Rc<Upstream<E>>, conn: Conn<E>, v
         Version::One => serve_one(&engine, &client).await,
         Version::Two => Over::End(serve_two(&engine, &client).await),
     };
+    client.count_bytes();
     drop(client);
-    conn.entry.traffic().add(&port.metrics.bytes, line.carried());
     match over {
         Over::End(end) => close(&engine, line, end).await,
         Over::Switched(tunnel, read) => {
@@ -278,7 +289,10 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
     let (mut head, mut stall, mut quiet) =
         (Watch::new(engine), Watch::new(engine), Watch::new(engine));
     std::future::poll_fn(|cx| {
-        if connection.as_mut().poll(cx).is_ready() {
+        let done = connection.as_mut().poll(cx).is_ready();
+        // A connection may last for days: not only at its end.
+        client.count_bytes();
+        if done {
             return Poll::Ready(End::Done);
         }
         if told.is_none() && Pin::new(&mut closing).poll(cx).is_ready() && !has_more(client) {

@@ -176,6 +176,7 @@ impl<E: Engine> Upstream<E> {
         self.streams.links.borrow_mut().push(link.clone());
         let (upstream, patience) = (self.clone(), config.write_stall_timeout);
         self.engine.spawn(self.tasks.track_future(async move {
+            upstream.port.metrics.app_connected();
             let mut watch = Watch::new(&upstream.engine);
             let mut cut = upstream.port.shared.cut.watch();
             std::future::poll_fn(|cx| {
@@ -189,6 +190,7 @@ impl<E: Engine> Upstream<E> {
                 if over { Poll::Ready(()) } else { Poll::Pending }
             })
             .await;
+            upstream.port.metrics.app_disconnected();
         }));
         Ok(link)
     }

@@ -25,6 +25,8 @@ pub struct Line<E: Engine> {
     ended: Cell<bool>,
     read: Cell<u64>,
     written: Cell<u64>,
+    /// What of these two was told by [`Line::news`].
+    told: Cell<[u64; 2]>,
 }
 
 /// Where the next request's head is.
@@ -52,6 +54,7 @@ impl<E: Engine> Line<E> {
             ended: Cell::new(false),
             read: Cell::new(0),
             written: Cell::new(0),
+            told: Cell::default(),
         })
     }
 
@@ -83,6 +86,13 @@ impl<E: Engine> Line<E> {
     /// Bytes read and written.
     pub fn carried(&self) -> [u64; 2] {
         [self.read.get(), self.written.get()]
+    }
+
+    /// Bytes read and written since this was asked last.
+    pub fn news(&self) -> [u64; 2] {
+        let now = self.carried();
+        let told = self.told.replace(now);
+        [0, 1].map(|way| now[way] - told[way])
     }
 
     /// The connection itself.

@@ -63,8 +63,12 @@ impl Setup {
 
     /// One more port, in front of `app`.
     pub(crate) fn port(self, app: impl ToString) -> Self {
-        let pair = format!("127.0.0.1:0={}", app.to_string());
-        self.flag("listen", pair)
+        self.port_at("127.0.0.1:0", app)
+    }
+
+    /// One more port, at an address of the test's choice.
+    pub(crate) fn port_at(self, listen: impl ToString, app: impl ToString) -> Self {
+        self.flag("listen", format!("{}={}", listen.to_string(), app.to_string()))
     }
 
     /// `--key=value`; the last one holds.

@@ -14,6 +14,7 @@ pub(crate) mod namespace;
 pub(crate) mod oracle;
 pub(crate) mod pattern;
 pub(crate) mod process;
+pub(crate) mod prometheus;
 pub(crate) mod seccomp;
 pub(crate) mod server;
 pub(crate) mod sockets;
