@@ -13,16 +13,19 @@
 
 mod bind;
 mod control;
+mod document;
 mod exposition;
 mod faces;
 mod gateway;
 mod guard;
+mod history;
+mod page;
 mod process;
 mod scrape;
 mod serve;
 mod status;
 
-pub mod page;
+pub mod story;
 
 pub use bind::{BindError, Bound, Faces, bind, try_control};
 pub use gateway::{Connection, Gateway, Setting};
