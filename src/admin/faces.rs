@@ -156,7 +156,6 @@ fn page(gateway: &dyn Gateway, history: &History, query: Option<&str>) -> Respon
     let status = document(gateway, history);
     let few = status["connections"].as_u64().is_none_or(|open| open <= FEW_CONNECTIONS);
     let connections = few.then(|| gateway.connections());
-    let reload = query.and_then(|query| query.strip_prefix("reload=")?.parse().ok());
     let nonce = page::nonce();
     let content = page::Content {
         status: &status,
@@ -164,7 +163,7 @@ fn page(gateway: &dyn Gateway, history: &History, query: Option<&str>) -> Respon
         connections: connections.as_deref(),
         now: SystemTime::now(),
     };
-    let frame = page::Frame { nonce: &nonce, reload: reload.filter(|seconds| *seconds > 0) };
+    let frame = page::Frame { nonce: &nonce, purpose: page::Purpose::of(query) };
     let body = page::html(&content, &frame);
     let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", body);
     let policy = HeaderValue::try_from(page::policy(&nonce)).expect("a nonce is hexadecimal");

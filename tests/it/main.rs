@@ -16,6 +16,7 @@ mod leaves; // P1, P10, P11: clients that leave, idle ones, nothing left behind
 mod limits; // descriptors and connections run out
 mod network; // partitions and source ports, in a network namespace
 mod observe; // P13: watching without refusing
+mod page; // the status page, in a browser
 mod refuse; // P4: quickly, politely, by reason
 mod servers; // nginx, PostgreSQL, Redis, with their own benchmarks
 mod settings; // bad input is refused with a clear message

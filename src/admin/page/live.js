@@ -76,7 +76,7 @@
     if (paused || document.hidden || asking) return;
     asking = true;
     try {
-      const answer = await fetch("/", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+      const answer = await fetch("/?update", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
       if (!answer.ok) throw new Error(answer.statusText);
       const text = await answer.text();
       if (!paused) take(text);

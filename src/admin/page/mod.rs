@@ -43,8 +43,32 @@ pub(super) struct Content<'a> {
 pub(super) struct Frame<'a> {
     /// Lets the page's own script and style be used, and no other.
     pub(super) nonce: &'a str,
-    /// Seconds after which a browser without scripts shows it again.
-    pub(super) reload: Option<u8>,
+    /// Why it is asked for.
+    pub(super) purpose: Purpose,
+}
+
+/// Why the page is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be looked at.
+    Whole,
+    /// To be looked at again after so many seconds, in a browser without scripts.
+    Again(u8),
+    /// For the script, which takes over what changed: style and script are there already, and the
+    /// policy of the first page would not let in those of another.
+    Update,
+}
+
+impl Purpose {
+    /// `?reload=5`, `?update`.
+    pub(super) fn of(query: Option<&str>) -> Self {
+        let seconds = query.and_then(|query| query.strip_prefix("reload=")?.parse().ok());
+        match (query, seconds) {
+            (Some("update"), _) => Self::Update,
+            (_, Some(seconds @ 1..)) => Self::Again(seconds),
+            _ => Self::Whole,
+        }
+    }
 }
 
 /// Which nobody can guess.
@@ -90,7 +114,9 @@ pub(super) fn html(content: &Content<'_>, frame: &Frame<'_>) -> String {
             html.tag("footer", &[], footer);
             let alert = [("id", &"news" as &dyn Display), ("role", &"status"), ("class", &"heard")];
             html.leaf("p", &alert, "");
-            html.tag("script", &[("nonce", &frame.nonce)], |html| html.literal(SCRIPT));
+            if frame.purpose != Purpose::Update {
+                html.tag("script", &[("nonce", &frame.nonce)], |html| html.literal(SCRIPT));
+            }
         });
     });
     html.literal("\n");
@@ -104,7 +130,7 @@ fn head(html: &mut Html, worst: Tone, stories: &[Story], frame: &Frame<'_>) {
         &[("name", &"viewport"), ("content", &"width=device-width, initial-scale=1")],
     );
     html.void("meta", &[("name", &"color-scheme"), ("content", &"light dark")]);
-    if let Some(seconds) = frame.reload {
+    if let Purpose::Again(seconds) = frame.purpose {
         html.tag("noscript", &[], |html| {
             html.void("meta", &[("http-equiv", &"refresh"), ("content", &seconds)]);
         });
@@ -113,7 +139,9 @@ fn head(html: &mut Html, worst: Tone, stories: &[Story], frame: &Frame<'_>) {
     let title = first.map_or_else(String::new, |s| format!("{}: {} · ", s.subject, s.word));
     html.leaf("title", &[], format!("{title}tidegate"));
     html.void("link", &[("rel", &"icon"), ("href", &icon(worst))]);
-    html.tag("style", &[("nonce", &frame.nonce)], |html| html.literal(STYLE));
+    if frame.purpose != Purpose::Update {
+        html.tag("style", &[("nonce", &frame.nonce)], |html| html.literal(STYLE));
+    }
 }
 
 /// A dot in the colour of what is going on, for a browser with many tabs.

@@ -41,7 +41,7 @@ fn page(text: &str) -> String {
         connections: Some(&[connection]),
         now: UNIX_EPOCH,
     };
-    html(&content, &Frame { nonce: "n", reload: None })
+    html(&content, &Frame { nonce: "n", purpose: Purpose::Whole })
 }
 
 /// The markup without the text: every `<…>` with the values of its attributes left out. Strict: a
@@ -124,10 +124,20 @@ fn the_page_needs_nothing_else() {
 #[test]
 fn a_status_without_anything_is_shown() {
     let content = Content { status: &json!({}), settings: &[], connections: None, now: UNIX_EPOCH };
-    let page = html(&content, &Frame { nonce: "n", reload: Some(5) });
+    let page = html(&content, &Frame { nonce: "n", purpose: Purpose::of(Some("reload=5")) });
     assert!(page.contains("No port is configured"), "{page}");
     assert!(page.contains("<noscript><meta http-equiv=\"refresh\" content=\"5\">"), "{page}");
     assert!(page.contains("00:00:00 UTC"), "{page}");
+}
+
+#[test]
+fn only_what_makes_sense_is_a_purpose() {
+    for odd in [None, Some(""), Some("reload=0"), Some("reload=x"), Some("reload=999"), Some("x")] {
+        assert_eq!(Purpose::of(odd), Purpose::Whole, "{odd:?}");
+    }
+    let content = Content { status: &json!({}), settings: &[], connections: None, now: UNIX_EPOCH };
+    let update = html(&content, &Frame { nonce: "n", purpose: Purpose::of(Some("update")) });
+    assert!(!update.contains("<style") && !update.contains("<script"), "{update}");
 }
 
 #[test]
@@ -151,7 +161,7 @@ fn the_settings_of_a_port_are_those_of_its_number() {
     let status = json!({ "ports": [{ "listen": listen }] });
     let content =
         Content { status: &status, settings: &settings, connections: Some(&[]), now: UNIX_EPOCH };
-    let page = html(&content, &Frame { nonce: "n", reload: None });
+    let page = html(&content, &Frame { nonce: "n", purpose: Purpose::Whole });
     assert!(page.contains("<td data-setting=\"limit\">eight</td><td>flag --limit</td>"), "{page}");
     assert!(!page.contains("nine"), "{page}");
 }
