@@ -153,7 +153,7 @@ fn tiles(html: &mut Html, port: &Value) {
         html.text("/s");
         total(html, "refused", refused_so_far);
     });
-    percentiles(html, port, "Wait", "wait", "nobody waited");
+    percentiles(html, port, "Wait", "wait", "no wait ended");
     let (name, key) = durations(port);
     percentiles(html, port, name, key, "none ended");
 }

@@ -115,7 +115,7 @@ impl Plot<'_> {
                 },
             );
             html.tag("p", &[("class", &"axis"), ("aria-hidden", &"true")], |html| {
-                html.leaf("span", &[], format!("{} min", SECONDS / 60));
+                html.leaf("span", &[], format!("−{} min", SECONDS / 60));
                 html.leaf("span", &[], format!("top {}", self.unit.show(top)));
             });
         });
