@@ -1,12 +1,15 @@
 //! The commands that talk to a gateway: `drain`, `set`, `status`, `explain`. HTTP/1 over the control socket,
 //! or over the admin address for reading.
 
+mod table;
+mod watch;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -19,7 +22,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use crate::admin::{explain, page};
+use crate::admin::explain;
+
+pub use watch::Screen;
 
 /// Where a gateway is asked.
 #[derive(Clone, Debug)]
@@ -256,24 +261,33 @@ fn brief(error: &ClientError) -> String {
     }
 }
 
-/// `tidegate status --watch`: the table again every second, until Ctrl-C or until nobody reads it.
-pub async fn watch(targets: &[Target], json: bool, out: &mut impl Write) -> io::Result<()> {
-    let tty = io::stdout().is_terminal();
+/// `tidegate status --watch`: the status every second, until Ctrl-C or until nobody reads it.
+pub async fn watch(
+    targets: &[Target],
+    json: bool,
+    screen: Screen,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let mut every = tokio::time::interval(Duration::from_secs(1));
+    let mut last = Value::Null;
     loop {
         tokio::select! {
             _ = every.tick() => {}
             ended = tokio::signal::ctrl_c() => return ended,
         }
-        let shown = match status(targets).await {
-            Ok(status) => show(&status, json),
-            Err(error) => format!("{error}\n"),
+        let problem = match status(targets).await {
+            Ok(status) => {
+                last = status;
+                None
+            }
+            Err(error) => Some(error.to_string()),
         };
-        if tty && !json {
-            // Home, and clear what is below: less flicker than clearing the screen first.
-            write!(out, "\x1b[H\x1b[J")?;
-        }
-        match write!(out, "{shown}").and_then(|()| out.flush()) {
+        let shown = match &problem {
+            Some(problem) if json => format!("{problem}\n"),
+            None if json => show(&last, true),
+            _ => watch::frame(&last, problem.as_deref(), &screen.measured(), SystemTime::now()),
+        };
+        match out.write_all(shown.as_bytes()).and_then(|()| out.flush()) {
             // A reader that has left, such as `head`, has seen enough.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             written => written?,
@@ -283,7 +297,7 @@ pub async fn watch(targets: &[Target], json: bool, out: &mut impl Write) -> io::
 
 /// The status as it is printed.
 pub fn show(status: &Value, json: bool) -> String {
-    if json { format!("{status}\n") } else { page::plain(status) }
+    if json { format!("{status}\n") } else { table::plain(status) }
 }
 
 fn strings(list: &Value) -> Vec<String> {

@@ -11,7 +11,7 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -120,6 +120,21 @@ pub struct Report {
     pub seconds: f64,
 }
 
+/// A drain that has begun, for those who watch it.
+#[derive(Clone, Copy, Debug)]
+pub struct Draining {
+    /// What started it.
+    pub cause: Cause,
+    /// When.
+    pub started: Instant,
+    /// What there was when it started.
+    pub before: Tally,
+    /// When the listeners close, unless connections still arrive then.
+    pub closes: Instant,
+    /// When what is left is cut.
+    pub cuts: Instant,
+}
+
 /// The handle everybody shares: read the phase, start the drain, await its end.
 #[derive(Clone)]
 pub struct Lifecycle {
@@ -137,6 +152,8 @@ struct Inner {
     closing: Signal,
     /// Raised when what is still open has to be cut.
     cut: Signal,
+    /// Set before the phase is left that comes before a drain.
+    draining: OnceLock<Draining>,
     report: watch::Sender<Option<Report>>,
 }
 
@@ -228,6 +245,7 @@ impl Lifecycle {
                 hurry: CancellationToken::new(),
                 closing: Signal::default(),
                 cut: Signal::default(),
+                draining: OnceLock::new(),
                 report: watch::Sender::new(None),
             }),
         }
@@ -302,6 +320,11 @@ impl Lifecycle {
         self.inner.report.borrow().clone()
     }
 
+    /// The drain, once it has begun.
+    pub fn draining(&self) -> Option<Draining> {
+        self.inner.draining.get().copied()
+    }
+
     /// Wait until a drain is wanted, run it through its phases, and report.
     pub async fn run_drain(&self, config: impl Fn() -> Config, load: &dyn Load) -> Report {
         self.drain_wanted().await;
@@ -313,6 +336,9 @@ impl Lifecycle {
             .expect("a wanted drain has a cause");
         let before = load.tally();
         let schedule = config().schedule(start);
+        let (closes, cuts) = (schedule.announce, schedule.deadline);
+        // Nobody else sets it: a process drains once.
+        let _ = self.inner.draining.set(Draining { cause, started: start, before, closes, cuts });
 
         self.advance(Phase::Announcing);
         self.announce(&schedule, load).await;

@@ -1,13 +1,13 @@
 //! Parse, run, exit code; nothing else.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use tidegate::app;
 use tidegate::cli::{self, Cli, Command};
-use tidegate::client::{self, Target};
+use tidegate::client::{self, Screen, Target};
 use tidegate::config::{self, Layers};
 use tidegate::demo::{self, End};
 use tidegate::doctor;
@@ -135,7 +135,8 @@ fn status(args: &cli::Status) -> Exit {
     };
     let shown = block_on(async {
         if args.watch {
-            client::watch(&targets, args.json, &mut std::io::stdout())
+            let screen = Screen::new(std::io::stdout().is_terminal(), config::environment());
+            client::watch(&targets, args.json, screen, &mut std::io::stdout())
                 .await
                 .map_err(|e| e.to_string())
         } else {

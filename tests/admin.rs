@@ -320,13 +320,13 @@ fn the_status_has_every_field() {
     };
     assert_eq!(
         keys(&status),
-        "admin connections drain dropped_lines engine last_reload max_connections metrics phase pools \
-         ports probe ring_ops traces uptime_seconds version workers"
+        "admin connections drain draining dropped_lines engine last_reload max_connections metrics phase \
+         pools ports probe ring_ops traces uptime_seconds version workers"
     );
     assert_eq!(
         keys(&status["ports"][0]),
-        "accepted active admitted app bytes_in bytes_out limit listen mode outcomes peak_active \
-         protocol queue_length queued refused shadow would_refuse"
+        "accepted active admitted app bytes_in bytes_out history limit listen mode outcomes peak_active \
+         protocol queue_length queued recent refused shadow would_refuse"
     );
     assert_eq!(status["ports"][0]["refused"]["queue_full"], 0);
     assert_eq!(keys(&status["last_reload"]), "error ok");

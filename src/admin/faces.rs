@@ -2,18 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes};
-use hyper::header::{ACCEPT, ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{
+    ACCEPT, ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue, REFERRER_POLICY,
+};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::lifecycle::{Cause, Phase};
 
+use super::document::document;
 use super::gateway::Gateway;
+use super::history::History;
 use super::negotiate::Format;
 use super::{explain, page, scrape};
 
@@ -49,6 +53,9 @@ enum Route {
 
 /// A request's body comes from this machine and is small; a client slower than this is stuck.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A page that lists more is of no use to anybody, and costs something every second.
+const FEW_CONNECTIONS: u64 = 100;
 
 impl Route {
     fn find(path: &str) -> Option<Self> {
@@ -90,6 +97,7 @@ impl Route {
 pub(super) async fn answer<B>(
     face: Face,
     gateway: Arc<dyn Gateway>,
+    history: &History,
     request: Request<B>,
 ) -> Response<Full<Bytes>>
 where
@@ -113,8 +121,8 @@ where
         Route::Readyz => phase(&*gateway, |phase| phase == Phase::Serving),
         Route::Startupz => phase(&*gateway, |phase| phase >= Phase::Serving),
         Route::Metrics => metrics(&*gateway, request.headers()),
-        Route::Page => html(&gateway.status()),
-        Route::Status => json(StatusCode::OK, &gateway.status()),
+        Route::Page => page(&*gateway, history, request.uri().query()),
+        Route::Status => json(StatusCode::OK, &document(&*gateway, history)),
         Route::Settings => json(StatusCode::OK, &gateway.settings()),
         Route::Connections => json(StatusCode::OK, &gateway.connections()),
         Route::Explain => explained(&*gateway, request.uri()),
@@ -148,11 +156,24 @@ fn metrics(gateway: &dyn Gateway, headers: &HeaderMap) -> Response<Full<Bytes>> 
     respond(StatusCode::OK, format.content_type(), body)
 }
 
-fn html(status: &impl Serialize) -> Response<Full<Bytes>> {
-    let status = serde_json::to_value(status).unwrap_or_default();
-    let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", page::html(&status));
-    let policy = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+/// The page; `?reload=5` shows it again every 5 seconds where scripts may not run.
+fn page(gateway: &dyn Gateway, history: &History, query: Option<&str>) -> Response<Full<Bytes>> {
+    let status = document(gateway, history);
+    let few = status["connections"].as_u64().is_none_or(|open| open <= FEW_CONNECTIONS);
+    let connections = few.then(|| gateway.connections());
+    let nonce = page::nonce();
+    let content = page::Content {
+        status: &status,
+        settings: &gateway.settings(),
+        connections: connections.as_deref(),
+        now: SystemTime::now(),
+    };
+    let frame = page::Frame { nonce: &nonce, purpose: page::Purpose::of(query) };
+    let body = page::html(&content, &frame);
+    let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", body);
+    let policy = HeaderValue::try_from(page::policy(&nonce)).expect("a nonce is hexadecimal");
     response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    response.headers_mut().insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
 }
 

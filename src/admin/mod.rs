@@ -13,18 +13,21 @@
 
 mod bind;
 mod control;
+mod document;
 mod exposition;
 mod faces;
 mod gateway;
 mod guard;
+mod history;
 mod negotiate;
+mod page;
 mod process;
 mod scrape;
 mod serve;
 mod status;
 
 pub mod explain;
-pub mod page;
+pub mod story;
 
 pub use bind::{BindError, Bound, Faces, bind, try_control};
 pub use gateway::{Connection, Gateway, Setting};

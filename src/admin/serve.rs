@@ -30,6 +30,7 @@ use super::control::Control;
 use super::faces::{Face, answer};
 use super::gateway::Gateway;
 use super::guard;
+use super::history::History;
 
 /// A kubelet, a few scrapers and a few people; each holds one or two.
 const MAX_CONNECTIONS: usize = 64;
@@ -63,8 +64,10 @@ impl Bound {
         let probe = TcpListener::from_std(probe)?;
         let metrics = TcpListener::from_std(metrics)?;
         let control = UnixListener::from_std(control)?;
-        let host = Host { gateway, bound, stop };
+        let history = Arc::<History>::default();
+        let host = Host { gateway, history, bound, stop };
         tokio::join!(
+            host.remember(),
             host.face(Face::Admin, async || Ok(admin.accept().await?.0)),
             host.face(Face::Probe, async || Ok(probe.accept().await?.0)),
             host.face(Face::Metrics, async || Ok(metrics.accept().await?.0)),
@@ -77,12 +80,20 @@ impl Bound {
 
 struct Host {
     gateway: Arc<dyn Gateway>,
+    history: Arc<History>,
     /// Where the admin face listens.
     bound: IpAddr,
     stop: CancellationToken,
 }
 
 impl Host {
+    async fn remember(&self) {
+        tokio::select! {
+            () = self.history.keep(&*self.gateway) => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+
     async fn face<S>(&self, face: Face, accept: impl AsyncFn() -> io::Result<S>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -116,6 +127,7 @@ impl Host {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (gateway, bound, stop) = (self.gateway.clone(), self.bound, self.stop.clone());
+        let history = self.history.clone();
         let service = ServiceBuilder::new()
             // What is shown is of this moment.
             .layer(SetResponseHeaderLayer::overriding(
@@ -130,7 +142,7 @@ impl Host {
             // Settings fit; nobody may fill our memory.
             .layer(RequestBodyLimitLayer::new(MAX_BODY))
             .service(service_fn(move |request: Request<_>| {
-                let gateway = gateway.clone();
+                let (gateway, history) = (gateway.clone(), history.clone());
                 async move {
                     let refusal = match face {
                         Face::Admin => guard::check(&request, bound),
@@ -139,8 +151,8 @@ impl Host {
                     Ok::<_, Infallible>(match refusal {
                         Some(refusal) => refusal,
                         None => {
-                            answer::<tower_http::body::Limited<Incoming>>(face, gateway, request)
-                                .await
+                            type Body = tower_http::body::Limited<Incoming>;
+                            answer::<Body>(face, gateway, &history, request).await
                         }
                     })
                 }

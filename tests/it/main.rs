@@ -19,6 +19,7 @@ mod logs; // P8, A27: lines, too many lines, and nobody forges one
 mod metrics; // sums that are the load's books; Prometheus, the dashboard, the alerts
 mod network; // partitions and source ports, in a network namespace
 mod observe; // P13: watching without refusing
+mod page; // the status page, in a browser
 mod refuse; // P4: quickly, politely, by reason
 mod servers; // nginx, PostgreSQL, Redis, with their own benchmarks
 mod settings; // bad input is refused with a clear message

@@ -170,7 +170,7 @@ impl Setup {
         command.args(["--engine", self.engine]);
         command.arg("--control").arg(dir.path().join("control.sock"));
         command.args(&self.flags);
-        for ours in ["TIDEGATE_BIN", "TIDEGATE_SEED"] {
+        for ours in ["TIDEGATE_BIN", "TIDEGATE_SEED", "TIDEGATE_SCREENSHOTS"] {
             command.env_remove(ours); // no settings of the gateway
         }
         command.envs(self.environment);

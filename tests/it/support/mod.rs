@@ -6,6 +6,8 @@
 //! [`ledger`](ledger::Ledger). Nothing sleeps to synchronise: [`until`] polls a condition with a bound.
 
 pub(crate) mod app_process;
+pub(crate) mod apps;
+pub(crate) mod browser;
 pub(crate) mod collector;
 pub(crate) mod control;
 pub(crate) mod gateway;

@@ -1,16 +1,17 @@
-//! The status for people: an aligned table, in the terminal and on the admin address. It is made
-//! from the JSON, so that a program of one version can show a gateway of another.
+//! `tidegate status`: what is going on, in sentences, and a table under them.
 
 use std::fmt::Write;
 
 use serde_json::Value;
+
+use crate::admin::story::{self, visible};
 
 const COLUMNS: [&str; 10] = [
     "LISTEN", "APP", "MODE", "LIMIT", "ACTIVE", "PEAK", "QUEUED", "ACCEPTED", "ADMITTED", "REFUSED",
 ];
 
 /// The status as lines of text.
-pub fn plain(status: &Value) -> String {
+pub(super) fn plain(status: &Value) -> String {
     let mut out = String::new();
     let engine = &status["engine"];
     let _ = writeln!(
@@ -24,14 +25,16 @@ pub fn plain(status: &Value) -> String {
         word(&status["max_connections"]),
         uptime(&status["uptime_seconds"]),
     );
-    if let Some(error) = status["last_reload"]["error"].as_str() {
-        let _ = writeln!(out, "the last change of settings was not applied: {error}");
+    let ports = status["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut stories = story::process(status);
+    stories.extend(ports.iter().map(|port| story::port(status, port)));
+    for story in stories {
+        let _ = writeln!(out, "{}", story.sentence());
     }
     if status["drain"].is_object() {
         let _ = writeln!(out, "drained: {}", status["drain"]);
     }
     out.push('\n');
-    let ports = status["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut rows = vec![COLUMNS.map(str::to_owned)];
     rows.extend(ports.iter().map(row));
     align(&rows, &mut out);
@@ -39,15 +42,6 @@ pub fn plain(status: &Value) -> String {
         details(port, &mut out);
     }
     out
-}
-
-/// The same as a page that refreshes itself.
-pub fn html(status: &Value) -> String {
-    let text = plain(status).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    format!(
-        "<!doctype html><meta charset=utf-8><meta http-equiv=refresh content=1>\
-         <title>tidegate</title><pre>{text}</pre>\n"
-    )
 }
 
 fn row(port: &Value) -> [String; 10] {
@@ -99,7 +93,7 @@ fn some(object: &Value) -> String {
 
 fn word(value: &Value) -> String {
     match value {
-        Value::String(text) => text.chars().filter(|c| !c.is_control()).collect(),
+        Value::String(text) => visible(text),
         Value::Null => "-".into(),
         other => other.to_string(),
     }
