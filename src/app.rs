@@ -22,8 +22,8 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Connection, Counts, Gateway, Setting};
-use crate::config::{Config, Layers, PortConfig};
-use crate::conn::{Port, Shared};
+use crate::config::{Config, Layers};
+use crate::conn::{Captured, Entrance, Port, Shared};
 use crate::io::probe::{self, Selected};
 use crate::io::{Gauges, listen};
 use crate::lifecycle::{Cause, Lifecycle, Load, Report, Tally};
@@ -45,6 +45,9 @@ pub enum StartError {
 /// The data plane of a process: ports and the workers that serve them.
 pub struct DataPlane {
     ports: Vec<Arc<Port>>,
+    captured: Option<Arc<Captured>>,
+    /// How many sockets each worker listens on.
+    listeners: usize,
     shared: Arc<Shared>,
     gauges: Arc<Gauges>,
     engine: Selected,
@@ -107,7 +110,7 @@ async fn start(
         metrics: config.metrics,
         control: config.control.clone(),
     };
-    let (bound, sockets) = open(&faces, &config.ports)?;
+    let (bound, sockets) = open(&faces, &config)?;
     let layers = layers.bound(sockets.iter().filter_map(|s| s.local_addr().ok()?.as_socket()));
     let addresses = [bound.admin(), bound.probe(), bound.metrics()];
     let [admin, probe, metrics] = addresses.map(|addr| addr.context("the address just bound"));
@@ -130,16 +133,16 @@ async fn start(
 }
 
 /// Open every address, or say of each that cannot be opened why.
-fn open(
-    faces: &admin::Faces,
-    ports: &[PortConfig],
-) -> Result<(admin::Bound, Vec<Socket>), StartError> {
+fn open(faces: &admin::Faces, config: &Config) -> Result<(admin::Bound, Vec<Socket>), StartError> {
     let mut problems = Vec::new();
     let mut sockets = Vec::new();
-    for port in ports {
-        match listen::open(port.listen) {
+    let ports = config.ports.iter().map(|port| ("listen", port.listen, listen::open(port.listen)));
+    let capture = config.captured.iter().map(|captured| captured.listen);
+    let capture = capture.map(|listen| ("capture", listen, listen::open_for_both(listen)));
+    for (flag, address, opened) in ports.chain(capture) {
+        match opened {
             Ok(socket) => sockets.push(socket),
-            Err(e) => problems.push(format!("cannot listen on {} (--listen): {e}", port.listen)),
+            Err(e) => problems.push(format!("cannot listen on {address} (--{flag}): {e}")),
         }
     }
     match admin::bind(faces) {
@@ -161,6 +164,9 @@ async fn serve(
     let admin = spawn_local(faces.serve(running.clone(), stop.clone()));
     let signals = spawn_local(signals(running.clone())?);
     let health = spawn_local(watch_workers(plane.clone(), life.clone()));
+    if let Some(captured) = &plane.captured {
+        tracing::info!(listen = %captured.own.listen, engine = plane.engine_name(), reason = plane.reason, "listening for captured connections");
+    }
     for port in &plane.ports {
         tracing::info!(listen = %port.listen, app = %port.app_text, engine = plane.engine_name(), reason = plane.reason, "listening");
     }
@@ -227,7 +233,7 @@ fn signals(running: Arc<Running>) -> io::Result<impl Future<Output = ()>> {
 async fn watch_workers(plane: Arc<DataPlane>, life: Lifecycle) {
     loop {
         tokio::time::sleep(LOOK).await;
-        let expected = plane.workers.len() * plane.ports.len();
+        let expected = plane.workers.len() * plane.listeners;
         let accepting = plane.shared.accepting.len();
         if accepting < expected && !plane.shared.closing.is_raised() {
             tracing::error!(accepting, expected, "a worker no longer accepts; draining");
@@ -238,7 +244,8 @@ async fn watch_workers(plane: Arc<DataPlane>, life: Lifecycle) {
 }
 
 impl DataPlane {
-    /// Choose the engine and start the workers on sockets that already listen. `listening`: what
+    /// Choose the engine and start the workers on sockets that already listen: those of the ports in
+    /// their order, then that of captured traffic. `listening`: what
     /// else this process listens on and must never dial.
     pub fn start(
         config: &Config,
@@ -266,13 +273,24 @@ impl DataPlane {
                 shared.clone(),
             )));
         }
+        let captured = match (&config.captured, sockets.get(ports.len())) {
+            (Some(captured), Some(socket)) => {
+                let listen = socket.local_addr()?.as_socket().context("not an IP socket")?;
+                let terms = captured.terms.clone();
+                Some(Arc::new(Captured::new(listen, terms, shared.clone())))
+            }
+            _ => None,
+        };
+        let entrances = ports.iter().cloned().map(Entrance::Port);
+        let entrances: Vec<_> = entrances.chain(captured.clone().map(Entrance::Captured)).collect();
         let gauges = Arc::<Gauges>::default();
         let (up, ups) = mpsc::channel();
         let workers: Vec<_> = (0..config.workers.get())
             .map(|number| {
                 let mut listening = worker::Listening::new();
-                for (port, socket) in ports.iter().zip(&sockets) {
-                    listening.push((port.clone(), socket.try_clone()?, shared.accepting.token()));
+                for (entrance, socket) in entrances.iter().zip(&sockets) {
+                    let token = shared.accepting.token();
+                    listening.push((entrance.clone(), socket.try_clone()?, token));
                 }
                 worker::start(number, engine, listening, gauges.clone(), up.clone())
             })
@@ -282,12 +300,19 @@ impl DataPlane {
         for _ in &workers {
             ups.recv_timeout(START).context("a worker does not start; see the log")?;
         }
-        Ok(Self { ports, shared, gauges, engine, reason, workers })
+        let listeners = entrances.len();
+        Ok(Self { ports, captured, listeners, shared, gauges, engine, reason, workers })
     }
 
-    /// The ports, in the order they were configured.
-    pub fn ports(&self) -> &[Arc<Port>] {
-        &self.ports
+    /// The ports, in the order they were configured, then the captured ones as they were seen first.
+    /// A port stays where it is.
+    pub fn ports(&self) -> Vec<Arc<Port>> {
+        let mut ports = self.ports.clone();
+        if let Some(captured) = &self.captured {
+            ports.push(captured.own.clone());
+            ports.extend(captured.ports());
+        }
+        ports
     }
 
     /// `uring` or `epoll`.
@@ -311,6 +336,9 @@ impl DataPlane {
             // A lower limit leaves less room for idle connections.
             port.app_spare.notify_waiters();
         }
+        if let (Some(captured), Some(new)) = (&self.captured, &config.captured) {
+            captured.apply(new.terms.clone());
+        }
         self.shared.set_max_connections(config.max_connections);
     }
 }
@@ -321,7 +349,7 @@ impl Load for DataPlane {
         let accepting = self.shared.accepting.len() as u64;
         let open = self.shared.registry.open();
         let mut tally = Tally { accepting, open, ..Tally::default() };
-        for port in &self.ports {
+        for port in self.ports() {
             let gate = port.gate.snapshot();
             tally.active += u64::from(gate.active);
             tally.queued += u64::from(gate.queued);
@@ -338,7 +366,7 @@ impl Load for DataPlane {
     }
 
     fn close_gates(&self) {
-        for port in &self.ports {
+        for port in self.ports() {
             port.gate.close();
         }
     }
@@ -405,7 +433,7 @@ impl Gateway for Running {
             engine: admin::Engine { name: plane.engine_name(), reason: plane.reason.clone() },
             phase: self.life.phase(),
             workers: plane.workers.len(),
-            ports: plane.ports.iter().map(|port| Self::port_status(port)).collect(),
+            ports: plane.ports().iter().map(|port| Self::port_status(port)).collect(),
             connections: plane.shared.registry.open(),
             max_connections: plane.shared.max_connections(),
             pools: admin::Pools { in_use: plane.gauges.buffers.load(Ordering::Relaxed) },
@@ -420,7 +448,7 @@ impl Gateway for Running {
     }
 
     fn ports(&self) -> Vec<Arc<crate::metrics::PortMetrics>> {
-        self.plane.ports.iter().map(|port| port.metrics.clone()).collect()
+        self.plane.ports().iter().map(|port| port.metrics.clone()).collect()
     }
 
     fn settings(&self) -> Vec<Setting> {

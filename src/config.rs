@@ -8,6 +8,7 @@
 //! Always true: a [`Config`] that exists can be used; a change is applied as a whole or not at all;
 //! nothing but this module reads the environment.
 
+mod capture;
 mod check;
 mod file;
 mod listen;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 
 use crate::{cli, conn, io, lifecycle, limit, telemetry};
 
+pub use capture::{Capture, Task, capture};
 pub use mistake::{Mistake, Mistakes};
 pub use paths::{admin_address, control_path};
 pub use words::Origin;
@@ -39,6 +41,8 @@ use words::Word;
 pub struct Config {
     /// The ports, in the order they were given.
     pub ports: Vec<PortConfig>,
+    /// Ports whose connections the kernel redirects.
+    pub captured: Option<Captured>,
     /// Which engine to use.
     pub engine: io::EngineChoice,
     /// Whether io_uring gets a submitting kernel thread.
@@ -59,6 +63,15 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// How logs look and how much is logged.
     pub log: telemetry::Config,
+}
+
+/// Ports whose connections the kernel redirects to one address of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Captured {
+    /// That address.
+    pub listen: SocketAddr,
+    /// What holds on each of them.
+    pub terms: conn::TermsByPort,
 }
 
 /// One gated port.
@@ -147,8 +160,8 @@ impl Layers {
     /// What holds now.
     pub fn resolve(&self) -> Result<Config, Mistakes> {
         let mut mistakes = Mistakes::default();
-        if self.listeners.is_empty() {
-            mistakes.add("listen", None, "", "is missing: say where to listen and where the application is, such as `--listen 0.0.0.0:8080=127.0.0.1:3000`");
+        if self.listeners.is_empty() && self.capture().is_none() {
+            mistakes.add("listen", None, "", "is missing: say where to listen and where the application is, such as `--listen 0.0.0.0:8080=127.0.0.1:3000`, or have traffic captured with `--capture [::]:15801`");
         }
         self.check_addresses(&mut mistakes);
         self.check_ports(&mut mistakes);

@@ -16,6 +16,7 @@
 //! - [`lifecycle`] the phases of the process, and its drain
 //! - [`telemetry`] logs, from a bounded queue
 //! - [`io`] moves bytes: two engines behind one face, and the ladder that chooses
+//! - [`capture`] redirects a pod's inbound connections, and tells where each was going
 //! - [`metrics`] every instrument of the data plane
 //! - [`limit`] decides: the gate, its queue, permits; no socket, no runtime, no clock
 //! - [`conn`] the story of one connection, one file per stage
@@ -33,6 +34,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod capture;
 pub mod cli;
 pub mod client;
 pub mod config;

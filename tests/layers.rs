@@ -19,22 +19,28 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("lifecycle", &[]),
     ("telemetry", &[]),
     ("io", &[]),
+    ("capture", &[]),
     ("metrics", &["outcome"]),
     ("limit", &["outcome"]),
-    ("conn", &["io", "lifecycle", "limit", "metrics", "outcome"]),
+    // Only where a captured connection was going.
+    ("conn", &["capture", "io", "lifecycle", "limit", "metrics", "outcome"]),
     ("worker", &["conn", "io", "lifecycle", "limit", "metrics"]),
-    // How many shadow limits the gate can try at once is the gate's to say.
-    ("settings", &["limit"]),
+    // How many shadow limits the gate can try at once is the gate's to say; what a list of ports is, capture's.
+    ("settings", &["capture", "limit"]),
     ("cli", &["settings"]),
     ("admin", &["lifecycle", "limit", "metrics", "outcome"]),
     // Shows the status as the admin page does.
     ("client", &["admin"]),
     // Builds the Config of every module.
-    ("config", &["admin", "cli", "conn", "io", "lifecycle", "limit", "settings", "telemetry"]),
+    (
+        "config",
+        &["admin", "capture", "cli", "conn", "io", "lifecycle", "limit", "settings", "telemetry"],
+    ),
     (
         "app",
         &[
             "admin",
+            "capture",
             "config",
             "conn",
             "io",
@@ -48,10 +54,13 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     // Asks the machine what `run` would ask it.
-    ("doctor", &["admin", "app", "cli", "client", "config", "io", "settings"]),
+    ("doctor", &["admin", "app", "capture", "cli", "client", "config", "io", "settings"]),
     // Runs the code of `run` in front of an application of its own.
     ("demo", &["app", "cli", "config", "io", "lifecycle", "outcome", "settings"]),
-    ("main", &["app", "cli", "client", "config", "demo", "doctor", "settings", "telemetry"]),
+    (
+        "main",
+        &["app", "capture", "cli", "client", "config", "demo", "doctor", "settings", "telemetry"],
+    ),
 ];
 
 /// Paths that only some files may have.
@@ -127,9 +136,9 @@ const RULES: &[Rule] = &[
     },
     Rule {
         within: "src/",
-        except: &["src/io/"],
+        except: &["src/io/", "src/capture/"],
         paths: &["::tokio_uring", "::io_uring", "::libc"],
-        rule: "system calls that are only Linux's stay inside io",
+        rule: "system calls that are only Linux's stay inside io and capture",
     },
 ];
 

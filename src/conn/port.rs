@@ -1,6 +1,7 @@
 //! What all connections of a port share, and what all ports of the process share.
 
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -15,14 +16,21 @@ use crate::lifecycle::Signal;
 use crate::limit::Gate;
 use crate::metrics::PortMetrics;
 
-/// One listening port: its gate, its settings, its counters.
+/// One way in: what clients call, and where it leads. Everything else about it is [`Gated`].
 pub struct Port {
-    /// Where it listens, with the port the kernel chose if it was told 0.
+    /// Where it listens, with the port the kernel chose if it was told 0; of a captured connection,
+    /// the address that was called.
     pub listen: SocketAddr,
     /// The application's addresses, to be tried in this order.
     pub apps: Vec<App>,
     /// The application's address as the user wrote it.
     pub app_text: String,
+    gated: Arc<Gated>,
+}
+
+/// What is behind one gate: its settings, its counters. A captured port has one for all addresses of
+/// the machine.
+pub struct Gated {
     /// Who may in.
     pub gate: Gate,
     /// What happened here so far.
@@ -91,10 +99,7 @@ impl Port {
         config: Config,
         shared: Arc<Shared>,
     ) -> Self {
-        Self {
-            listen,
-            apps,
-            app_text,
+        let gated = Gated {
             gate,
             metrics: Arc::default(),
             shared,
@@ -104,9 +109,26 @@ impl Port {
             app_spare: Notify::new(),
             app_connections: AtomicU32::new(0),
             config: RwLock::new(Arc::new(config)),
-        }
+        };
+        Self { listen, apps, app_text, gated: Arc::new(gated) }
     }
 
+    /// Another way to the same gate: what was called is what is dialled.
+    pub fn leading_to(&self, called: SocketAddr) -> Self {
+        let (apps, app_text) = (vec![App::Tcp(called)], called.to_string());
+        Self { listen: called, apps, app_text, gated: self.gated.clone() }
+    }
+}
+
+impl Deref for Port {
+    type Target = Gated;
+
+    fn deref(&self) -> &Gated {
+        &self.gated
+    }
+}
+
+impl Gated {
     /// Whether the application may have one more connection that carries HTTP.
     pub fn has_app_room(&self) -> bool {
         self.app_connections.load(Ordering::Acquire) < self.gate.limit()
@@ -203,6 +225,11 @@ impl Shared {
     /// Change how many.
     pub fn set_max_connections(&self, most: u32) {
         self.max_connections.store(most, Ordering::Relaxed);
+    }
+
+    /// Whether a port is one of those this process listens on, at whatever address.
+    pub fn listens_on(&self, port: u16) -> bool {
+        self.listening.iter().any(|ours| ours.port() == port)
     }
 
     /// Whether connecting from `local` to `peer` has led to one of our own listening sockets: the
