@@ -22,10 +22,12 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Connection, Counts, Gateway, Setting};
+use crate::capture::place;
+use crate::capture::sockets::{Application, Beside};
 use crate::config::{Config, Layers};
 use crate::conn::{Captured, Entrance, Port, Shared};
 use crate::io::probe::{self, Selected};
-use crate::io::{Gauges, listen};
+use crate::io::{App, Gauges, listen};
 use crate::lifecycle::{Cause, Lifecycle, Load, Report, Tally};
 use crate::limit::Gate;
 use crate::outcome::Outcome;
@@ -62,6 +64,7 @@ struct Running {
     faces: [SocketAddr; 3],
     started: Instant,
     level: telemetry::Level,
+    beside: Beside,
     settings: Mutex<Settings>,
 }
 
@@ -123,6 +126,7 @@ async fn start(
         faces,
         started: Instant::now(),
         level,
+        beside: Beside::default(),
         settings: Mutex::new(Settings {
             layers,
             config,
@@ -315,6 +319,27 @@ impl DataPlane {
         ports
     }
 
+    /// Where the application of a port listens, as far as that is on this machine.
+    fn on_this_machine(&self, port: &Port) -> Vec<Application> {
+        let number = port.listen.port();
+        if let Some(captured) = &self.captured
+            && port.apps.is_empty()
+        {
+            let own = number == captured.own.listen.port();
+            return if own { Vec::new() } else { vec![Application { ip: None, port: number }] };
+        }
+        let tcp = port.apps.iter().filter_map(|app| match app {
+            App::Tcp(address) if place::is_local(*address) => Some(address),
+            _ => None,
+        });
+        // Whoever calls it by another address passes us, too; unless that address is ours.
+        tcp.map(|app| Application {
+            ip: self.shared.listens_on(app.port()).then_some(app.ip().to_canonical()),
+            port: app.port(),
+        })
+        .collect()
+    }
+
     /// `uring` or `epoll`.
     pub fn engine_name(&self) -> &'static str {
         match self.engine {
@@ -403,7 +428,15 @@ impl Running {
         }
     }
 
-    fn port_status(port: &Port) -> admin::PortStatus {
+    /// Every port, and what it is doing.
+    fn port_statuses(&self) -> Vec<admin::PortStatus> {
+        let ports = self.plane.ports();
+        let beside =
+            self.beside.count(ports.iter().map(|port| self.plane.on_this_machine(port)).collect());
+        ports.iter().zip(beside).map(|(port, bypass)| Self::port_status(port, bypass)).collect()
+    }
+
+    fn port_status(port: &Port, bypass: Option<u64>) -> admin::PortStatus {
         let counts = Counts::read(&port.metrics);
         let gate = port.gate.snapshot();
         admin::PortStatus {
@@ -416,6 +449,7 @@ impl Running {
             queued: gate.queued.into(),
             queue_length: gate.settings.queue_length,
             peak_active: gate.peak_active.into(),
+            bypass,
             counts,
             would_refuse: gate.would_refuse,
             shadow: gate.shadow.into_iter().collect(),
@@ -433,7 +467,7 @@ impl Gateway for Running {
             engine: admin::Engine { name: plane.engine_name(), reason: plane.reason.clone() },
             phase: self.life.phase(),
             workers: plane.workers.len(),
-            ports: plane.ports().iter().map(|port| Self::port_status(port)).collect(),
+            ports: self.port_statuses(),
             connections: plane.shared.registry.open(),
             max_connections: plane.shared.max_connections(),
             pools: admin::Pools { in_use: plane.gauges.buffers.load(Ordering::Relaxed) },

@@ -85,10 +85,10 @@ fn capture(action: &CaptureAction) -> Exit {
         return fail(&wrong.to_string());
     }
     let done = match &told.task {
-        Task::Install(plan) => capture::install(plan).map(|done| done.to_string()),
+        Task::Install(plan) => capture::install(plan).map(|done| format!("{done}\n")),
         Task::Print(plan) => Ok(plan.to_string()),
-        Task::Check(plan) => capture::check(plan.as_ref()).map(|found| found.to_string()),
-        Task::Remove => capture::remove().map(|removed| removed.to_string()),
+        Task::Check(plan) => capture::check(plan.as_ref()).map(|found| format!("{found}\n")),
+        Task::Remove => capture::remove().map(|removed| format!("{removed}\n")),
     };
     match done {
         Ok(said) => {

@@ -64,6 +64,7 @@ impl Gateway for Fake {
                 queued: 0,
                 queue_length: 16,
                 peak_active: 0,
+                bypass: None,
                 counts: Counts::read(&self.metrics),
                 would_refuse: 0,
                 shadow: BTreeMap::new(),

@@ -132,6 +132,11 @@ impl Page {
             self.each(|p| p.counts.open()),
         )?;
         out.gauges(
+            "tidegate_bypass_connections",
+            "Connections that reach the application beside the gateway, by the kernel's socket table",
+            self.many(|p| p.bypass.map(|n| (Labels::new(), n)).into_iter().collect()),
+        )?;
+        out.gauges(
             "tidegate_connections_max",
             "Connections the gateway holds at most",
             vec![(Labels::new(), u64::from(self.status.max_connections))],
@@ -265,6 +270,7 @@ mod tests {
             queued: 1,
             queue_length: 16,
             peak_active: 3,
+            bypass: None,
             counts: Counts::read(metrics),
             would_refuse: 0,
             shadow: [(25, 4)].into(),

@@ -123,16 +123,17 @@ pub fn install(plan: &Plan) -> Result<Installed, CaptureError> {
 
 /// Whether our table is there, as `wanted` if somebody says so, and does what it says.
 pub fn check(wanted: Option<&Plan>) -> Result<Checked, CaptureError> {
-    let plan = match read()? {
-        None => return Err(CaptureError::Missing),
-        Some(None) => return Err(CaptureError::Foreign),
-        Some(Some(plan)) => plan,
-    };
+    let plan = installed()?;
     if let Some(wanted) = wanted.filter(|wanted| **wanted != plan) {
         let (found, wanted) = (Summary::of(&plan), Summary::of(wanted));
         return Err(CaptureError::Outdated { found, wanted });
     }
     Ok(Checked { families: proof::prove()?, plan })
+}
+
+/// The rules that are in force, if they are as we write them. Changes nothing.
+pub fn installed() -> Result<Plan, CaptureError> {
+    read()?.ok_or(CaptureError::Missing)?.ok_or(CaptureError::Foreign)
 }
 
 /// Remove our table.
@@ -236,7 +237,7 @@ impl fmt::Display for Installed {
         let Self { plan, unchanged, families } = self;
         let done = if *unchanged { "was installed already" } else { "installed" };
         let what = Summary::of(plan);
-        writeln!(f, "table inet {TABLE}: {done}; redirects {what}; NAT proved over {families}")
+        write!(f, "table inet {TABLE}: {done}; redirects {what}; NAT proved over {families}")
     }
 }
 
@@ -244,14 +245,14 @@ impl fmt::Display for Checked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = Summary::of(&self.plan);
         let families = self.families;
-        writeln!(f, "table inet {TABLE}: redirects {what}; NAT proved over {families}")
+        write!(f, "table inet {TABLE}: redirects {what}; NAT proved over {families}")
     }
 }
 
 impl fmt::Display for Removed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let done = if self.was_there { "removed" } else { "was not installed" };
-        writeln!(f, "table inet {TABLE}: {done}")
+        write!(f, "table inet {TABLE}: {done}")
     }
 }
 

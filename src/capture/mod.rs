@@ -22,7 +22,9 @@ pub mod origin;
 pub mod place;
 pub mod sockets;
 
-pub use install::{CaptureError, Checked, Installed, Removed, check, install, remove, try_rules};
+pub use install::{
+    CaptureError, Checked, Installed, Removed, check, install, installed, remove, try_rules,
+};
 pub use place::Place;
 pub use ports::PortSet;
 pub use proof::has_legacy_nat;
