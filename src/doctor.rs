@@ -285,6 +285,20 @@ fn capture() -> Vec<Finding> {
             warn("captured ports", error).advise("see `tidegate capture check`, and install again"),
         ),
     }
+    // Every redirected connection has an entry there; when it is full, new ones are dropped.
+    let number =
+        |name: &str| sysctl(&format!("net.netfilter.nf_conntrack_{name}"))?.parse::<u64>().ok();
+    if let (Some(count), Some(max)) = (number("count"), number("max")) {
+        let (what, value) = ("connection tracking", format!("{count} of {max} entries"));
+        let nearly_full = max / 10 * 9;
+        findings.push(if count > nearly_full {
+            warn(what, value).advise(
+                "when it is full, new connections are dropped: raise net.netfilter.nf_conntrack_max",
+            )
+        } else {
+            ok(what, value)
+        });
+    }
     if capture::has_legacy_nat() {
         findings.push(
             warn("iptables-legacy", "NAT rules are here")

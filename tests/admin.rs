@@ -308,7 +308,7 @@ fn the_status_has_every_field() {
     );
     assert_eq!(
         keys(&status["ports"][0]),
-        "accepted active admitted app bytes_in bytes_out limit listen mode outcomes peak_active \
+        "accepted active admitted app bypass bytes_in bytes_out limit listen mode outcomes peak_active \
          protocol queue_length queued refused shadow would_refuse"
     );
     assert_eq!(status["ports"][0]["refused"]["queue_full"], 0);

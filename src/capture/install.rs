@@ -103,6 +103,8 @@ pub struct Checked {
 /// that what they do works.
 pub fn install(plan: &Plan) -> Result<Installed, CaptureError> {
     let before = read()?;
+    // Where NAT does not work nothing is touched.
+    proof::prove()?;
     let unchanged = matches!(&before, Some(Some(there)) if there == plan);
     if !unchanged {
         transact(Batch::replacing(&plan.table()), true)?;

@@ -78,7 +78,13 @@ impl Captured {
     /// Nothing seen yet but the ports that settings name.
     pub fn new(listen: SocketAddr, terms: TermsByPort, shared: Arc<Shared>) -> Self {
         let own = Terms {
-            gate: limit::Settings { mode: Mode::Off, ..terms.usual.gate.clone() },
+            gate: limit::Settings {
+                mode: Mode::Off,
+                limit: None,
+                queue_length: 0,
+                shadow_limits: Vec::new(),
+                ..terms.usual.gate.clone()
+            },
             ..terms.usual.clone()
         };
         let own = Arc::new(port(listen, "where it was going".into(), own, shared));

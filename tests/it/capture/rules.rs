@@ -24,6 +24,7 @@ rules!(
     what_was_changed_is_noticed,
     only_net_admin_is_needed,
     the_place_has_to_be_right,
+    one_family_is_enough,
 );
 
 fn pod() -> Option<Pod> {
@@ -99,8 +100,8 @@ table ip nat {
     }
 }
 table ip kube-proxy {
-    chain one { dnat to 10.7.0.2:6443 ; }
-    chain two { dnat to 10.7.0.2:6444 ; }
+    chain one { meta l4proto tcp dnat to 10.7.0.2:6443 ; }
+    chain two { meta l4proto tcp dnat to 10.7.0.2:6444 ; }
     chain svc {
         numgen random mod 2 vmap { 0 : goto one, 1 : goto two }
     }
@@ -232,4 +233,14 @@ fn the_place_has_to_be_right() {
     assert_eq!(ruleset(&pod), "");
     let (installed, said) = install(&["TIDEGATE_POD_IP=10.7.0.2,fd07::2", host], &[]);
     assert!(installed, "{said}");
+}
+
+fn one_family_is_enough() {
+    let Some(pod) = pod() else { return };
+    let switch = "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6";
+    pod.succeed(&["sh", "-c", switch]);
+    let said = succeed(&pod, "install", &PORTS);
+    assert!(said.contains("proved over IPv4; there is no IPv6 here"), "{said}");
+    pod.succeed(&["ip", "link", "set", "lo", "down"]);
+    fail(&pod, "check", &PORTS, "is `lo` up?");
 }
