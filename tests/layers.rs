@@ -125,6 +125,12 @@ const RULES: &[Rule] = &[
     Rule {
         within: "src/conn/",
         except: &[],
+        paths: &["capture::install", "capture::remove", "capture::Plan", "capture::try_rules"],
+        rule: "rules are written beside the data plane; a connection only asks where it was going",
+    },
+    Rule {
+        within: "src/conn/",
+        except: &[],
         paths: &[
             "::tokio_uring",
             "tokio::spawn",

@@ -108,10 +108,25 @@ pub(super) async fn begin<E: Engine>(
     connections: &TaskTracker,
     (socket, peer): Accepted,
 ) {
-    let now = Instant::now();
+    let entry = list(port, peer);
+    settle(engine, port, connections, (socket, entry)).await;
+}
+
+/// Count and list a connection that has just been accepted: from now on a drain waits for it.
+pub(super) fn list(port: &Port, peer: Option<SocketAddr>) -> Registered {
     port.metrics.accept();
-    let entry = port.shared.registry.add(port.listen, peer, now);
-    let mut admission = ask(port, peer, now);
+    port.shared.registry.add(port.listen, peer, Instant::now())
+}
+
+/// The decision about a connection that is listed.
+pub(super) async fn settle<E: Engine>(
+    engine: &E,
+    port: &Arc<Port>,
+    connections: &TaskTracker,
+    (socket, entry): (Socket, Registered),
+) {
+    let peer = entry.client();
+    let mut admission = ask(port, peer, entry.since());
     while let Entry::Refuse(Reason::LimitReached | Reason::QueueFull) = admission
         && holds(port)
     {
@@ -140,8 +155,7 @@ pub(super) fn welcome<E: Engine>(
     (socket, peer): Accepted,
 ) {
     let (engine, port) = (&upstream.engine, &upstream.port);
-    port.metrics.accept();
-    let entry = port.shared.registry.add(port.listen, peer, Instant::now());
+    let entry = list(port, peer);
     if is_crowded(port) {
         return turn_away(port, socket, entry, Reason::MaxConnections);
     }
@@ -174,8 +188,7 @@ pub(super) fn ask(port: &Port, peer: Option<SocketAddr>, now: Instant) -> Entry 
 
 /// Turn away a connection that no gate is asked about.
 pub(super) fn refuse(port: &Port, (socket, peer): Accepted, reason: Reason) {
-    port.metrics.accept();
-    let entry = port.shared.registry.add(port.listen, peer, Instant::now());
+    let entry = list(port, peer);
     turn_away(port, socket, entry, reason);
 }
 

@@ -208,10 +208,10 @@ impl<E: Engine> Ways<E> {
         }
         if accept::holds(&port) {
             // It may have to wait, and nobody else on this listener for it.
-            let (engine, here, counted) = (engine.clone(), engine.clone(), tasks.clone());
-            let waits =
-                async move { accept::begin(&engine, &port, &counted, (socket, peer)).await };
-            return here.spawn(tasks.track_future(waits));
+            let listed = (socket, accept::list(&port, peer));
+            let (here, counted) = (engine.clone(), tasks.clone());
+            let waits = async move { accept::settle(&here, &port, &counted, listed).await };
+            return engine.spawn(tasks.track_future(waits));
         }
         accept::begin(engine, &port, tasks, (socket, peer)).await;
     }
