@@ -1,6 +1,8 @@
 //! Install, check and remove our table: one transaction in, read back, and proved.
 //!
-//! Always true: after an error the table is as it was before.
+//! Always true: after an error the table is as it was before. The kernel takes all rules or none; yet
+//! while a chain takes another's place, a SYN that is between the two can pass both. Rules that are
+//! there already are therefore left as they are.
 
 use std::fmt;
 use std::io;
