@@ -22,11 +22,13 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Connection, Counts, Gateway, Setting};
-use crate::config::{Config, Layers, PortConfig};
+use crate::capture::place;
+use crate::capture::sockets::{Application, Beside};
+use crate::config::{Config, Layers};
 use crate::conn::trace::Tracer;
-use crate::conn::{Port, Shared};
+use crate::conn::{Captured, Entrance, Port, Shared};
 use crate::io::probe::{self, Selected};
-use crate::io::{Gauges, listen};
+use crate::io::{App, Gauges, listen};
 use crate::journal::Journal;
 use crate::lifecycle::{Cause, Lifecycle, Load, Report, Tally};
 use crate::limit::Gate;
@@ -49,6 +51,9 @@ pub enum StartError {
 /// The data plane of a process: ports and the workers that serve them.
 pub struct DataPlane {
     ports: Vec<Arc<Port>>,
+    captured: Option<Arc<Captured>>,
+    /// How many sockets each worker listens on.
+    listeners: usize,
     shared: Arc<Shared>,
     gauges: Arc<Gauges>,
     engine: Selected,
@@ -63,6 +68,7 @@ struct Running {
     faces: [SocketAddr; 3],
     started: Instant,
     level: telemetry::Level,
+    beside: Beside,
     settings: Mutex<Settings>,
     /// In the order of the ports.
     demand: Mutex<Vec<Demand>>,
@@ -117,7 +123,7 @@ async fn start(
         metrics: config.metrics,
         control: config.control.clone(),
     };
-    let (bound, sockets) = open(&faces, &config.ports)?;
+    let (bound, sockets) = open(&faces, &config)?;
     let layers = layers.bound(sockets.iter().filter_map(|s| s.local_addr().ok()?.as_socket()));
     let addresses = [bound.admin(), bound.probe(), bound.metrics()];
     let [admin, probe, metrics] = addresses.map(|addr| addr.context("the address just bound"));
@@ -133,6 +139,7 @@ async fn start(
         faces,
         started: Instant::now(),
         level,
+        beside: Beside::default(),
         settings: Mutex::new(Settings {
             layers,
             config,
@@ -159,16 +166,16 @@ fn collector(config: &Config) -> anyhow::Result<Option<export::Exporter>> {
 }
 
 /// Open every address, or say of each that cannot be opened why.
-fn open(
-    faces: &admin::Faces,
-    ports: &[PortConfig],
-) -> Result<(admin::Bound, Vec<Socket>), StartError> {
+fn open(faces: &admin::Faces, config: &Config) -> Result<(admin::Bound, Vec<Socket>), StartError> {
     let mut problems = Vec::new();
     let mut sockets = Vec::new();
-    for port in ports {
-        match listen::open(port.listen) {
+    let ports = config.ports.iter().map(|port| ("listen", port.listen, listen::open(port.listen)));
+    let capture = config.captured.iter().map(|captured| captured.listen);
+    let capture = capture.map(|listen| ("capture", listen, listen::open_for_both(listen)));
+    for (flag, address, opened) in ports.chain(capture) {
+        match opened {
             Ok(socket) => sockets.push(socket),
-            Err(e) => problems.push(format!("cannot listen on {} (--listen): {e}", port.listen)),
+            Err(e) => problems.push(format!("cannot listen on {address} (--{flag}): {e}")),
         }
     }
     match admin::bind(faces) {
@@ -192,6 +199,9 @@ async fn serve(
     let health = spawn_local(watch_workers(plane.clone(), life.clone()));
     let pace = spawn_local(say_what_was_not_said(plane.clone()));
     let demand = spawn_local(watch_demand(running.clone()));
+    if let Some(captured) = &plane.captured {
+        tracing::info!(listen = %captured.own.listen, engine = plane.engine_name(), reason = plane.reason, "listening for captured connections");
+    }
     for port in &plane.ports {
         tracing::info!(listen = %port.listen, app = %port.app_text, engine = plane.engine_name(), reason = plane.reason, "listening");
     }
@@ -261,7 +271,7 @@ fn signals(running: Arc<Running>) -> io::Result<impl Future<Output = ()>> {
 async fn watch_workers(plane: Arc<DataPlane>, life: Lifecycle) {
     loop {
         tokio::time::sleep(LOOK).await;
-        let expected = plane.workers.len() * plane.ports.len();
+        let expected = plane.workers.len() * plane.listeners;
         let accepting = plane.shared.accepting.len();
         if accepting < expected && !plane.shared.closing.is_raised() {
             tracing::error!(accepting, expected, "a worker no longer accepts; draining");
@@ -294,8 +304,9 @@ async fn watch_demand(running: Arc<Running>) {
 }
 
 impl DataPlane {
-    /// Choose the engine and start the workers on sockets that already listen. `listening`: what
-    /// else this process listens on and must never dial. `traces`: where they go, if anywhere.
+    /// Choose the engine and start the workers on sockets that already listen: those of the ports in
+    /// their order, then that of captured traffic. `listening`: what else this process listens on and
+    /// must never dial. `traces`: where they go, if anywhere.
     pub fn start(
         config: &Config,
         sockets: Vec<Socket>,
@@ -326,13 +337,25 @@ impl DataPlane {
             port.listens_on(socket.try_clone()?);
             ports.push(Arc::new(port));
         }
+        let captured = match (&config.captured, sockets.get(ports.len())) {
+            (Some(captured), Some(socket)) => {
+                let listen = socket.local_addr()?.as_socket().context("not an IP socket")?;
+                let captured = Captured::new(listen, captured.terms.clone(), shared.clone());
+                captured.own.listens_on(socket.try_clone()?);
+                Some(Arc::new(captured))
+            }
+            _ => None,
+        };
+        let entrances = ports.iter().cloned().map(Entrance::Port);
+        let entrances: Vec<_> = entrances.chain(captured.clone().map(Entrance::Captured)).collect();
         let gauges = Arc::<Gauges>::default();
         let (up, ups) = mpsc::channel();
         let workers: Vec<_> = (0..config.workers.get())
             .map(|number| {
                 let mut listening = worker::Listening::new();
-                for (port, socket) in ports.iter().zip(&sockets) {
-                    listening.push((port.clone(), socket.try_clone()?, shared.accepting.token()));
+                for (entrance, socket) in entrances.iter().zip(&sockets) {
+                    let token = shared.accepting.token();
+                    listening.push((entrance.clone(), socket.try_clone()?, token));
                 }
                 worker::start(number, engine, listening, gauges.clone(), up.clone())
             })
@@ -342,12 +365,40 @@ impl DataPlane {
         for _ in &workers {
             ups.recv_timeout(START).context("a worker does not start; see the log")?;
         }
-        Ok(Self { ports, shared, gauges, engine, reason, workers })
+        let listeners = entrances.len();
+        Ok(Self { ports, captured, listeners, shared, gauges, engine, reason, workers })
     }
 
-    /// The ports, in the order they were configured.
-    pub fn ports(&self) -> &[Arc<Port>] {
-        &self.ports
+    /// The ports, in the order they were configured, then the captured ones as they were seen first.
+    /// A port stays where it is.
+    pub fn ports(&self) -> Vec<Arc<Port>> {
+        let mut ports = self.ports.clone();
+        if let Some(captured) = &self.captured {
+            ports.push(captured.own.clone());
+            ports.extend(captured.ports());
+        }
+        ports
+    }
+
+    /// Where the application of a port listens, as far as that is on this machine.
+    fn on_this_machine(&self, port: &Port) -> Vec<Application> {
+        let number = port.listen.port();
+        if let Some(captured) = &self.captured
+            && port.apps.is_empty()
+        {
+            let own = number == captured.own.listen.port();
+            return if own { Vec::new() } else { vec![Application { ip: None, port: number }] };
+        }
+        let tcp = port.apps.iter().filter_map(|app| match app {
+            App::Tcp(address) if place::is_local(*address) => Some(address),
+            _ => None,
+        });
+        // Whoever calls it by another address passes us, too; unless that address is ours.
+        tcp.map(|app| Application {
+            ip: self.shared.listens_on(app.port()).then_some(app.ip().to_canonical()),
+            port: app.port(),
+        })
+        .collect()
     }
 
     /// What became of traces, if anybody collects them.
@@ -376,6 +427,9 @@ impl DataPlane {
             port.gate.apply(&new.gate);
             port.configure(new.conn.clone());
         }
+        if let (Some(captured), Some(new)) = (&self.captured, &config.captured) {
+            captured.apply(new.terms.clone());
+        }
         self.shared.set_max_connections(config.max_connections);
         if let Some(tracer) = &self.shared.tracer {
             tracer.apply(config.sampling);
@@ -389,7 +443,7 @@ impl Load for DataPlane {
         let accepting = self.shared.accepting.len() as u64;
         let open = self.shared.registry.open();
         let mut tally = Tally { accepting, open, ..Tally::default() };
-        for port in &self.ports {
+        for port in self.ports() {
             let gate = port.gate.snapshot();
             tally.active += u64::from(gate.active);
             tally.queued += u64::from(gate.queued);
@@ -406,7 +460,7 @@ impl Load for DataPlane {
     }
 
     fn close_gates(&self) {
-        for port in &self.ports {
+        for port in self.ports() {
             port.gate.close();
         }
     }
@@ -419,8 +473,9 @@ impl Running {
 
     fn sample_demand(&self, now: Instant) {
         let mut demand = self.demand.lock().unwrap_or_else(PoisonError::into_inner);
-        demand.resize_with(self.plane.ports.len(), Demand::default);
-        for (demand, port) in demand.iter_mut().zip(&self.plane.ports) {
+        let ports = self.plane.ports();
+        demand.resize_with(ports.len(), Demand::default);
+        for (demand, port) in demand.iter_mut().zip(&ports) {
             demand.sample(&port.metrics, now);
         }
     }
@@ -455,7 +510,15 @@ impl Running {
         }
     }
 
-    fn port_status(port: &Port) -> admin::PortStatus {
+    /// Every port, and what it is doing.
+    fn port_statuses(&self) -> Vec<admin::PortStatus> {
+        let ports = self.plane.ports();
+        let beside =
+            self.beside.count(ports.iter().map(|port| self.plane.on_this_machine(port)).collect());
+        ports.iter().zip(beside).map(|(port, bypass)| Self::port_status(port, bypass)).collect()
+    }
+
+    fn port_status(port: &Port, bypass: Option<u64>) -> admin::PortStatus {
         let counts = Counts::read(&port.metrics);
         let gate = port.gate.snapshot();
         admin::PortStatus {
@@ -468,6 +531,7 @@ impl Running {
             queued: gate.queued.into(),
             queue_length: gate.settings.queue_length,
             peak_active: gate.peak_active.into(),
+            bypass,
             counts,
             would_refuse: gate.would_refuse,
             shadow: gate.shadow.into_iter().collect(),
@@ -485,7 +549,7 @@ impl Gateway for Running {
             engine: admin::Engine { name: plane.engine_name(), reason: plane.reason.clone() },
             phase: self.life.phase(),
             workers: plane.workers.len(),
-            ports: plane.ports.iter().map(|port| Self::port_status(port)).collect(),
+            ports: self.port_statuses(),
             connections: plane.shared.registry.open(),
             max_connections: plane.shared.max_connections(),
             pools: admin::Pools { in_use: plane.gauges.buffers.load(Ordering::Relaxed) },
@@ -505,13 +569,14 @@ impl Gateway for Running {
     }
 
     fn ports(&self) -> Vec<Arc<crate::metrics::PortMetrics>> {
-        self.plane.ports.iter().map(|port| port.metrics.clone()).collect()
+        self.plane.ports().iter().map(|port| port.metrics.clone()).collect()
     }
 
     fn vitals(&self) -> admin::Vitals {
         let now = Instant::now();
         let demand = self.demand.lock().unwrap_or_else(PoisonError::into_inner);
-        let ports = self.plane.ports.iter().enumerate().map(|(at, port)| admin::PortVitals {
+        let ports = self.plane.ports();
+        let ports = ports.iter().enumerate().map(|(at, port)| admin::PortVitals {
             backlog: port.backlog().map(|backlog| [backlog.waiting, backlog.capacity]),
             app_connections: port.app_connections(),
             turned_away: demand.get(at).map_or(0.0, |d| d.turned_away(&port.metrics, now)),

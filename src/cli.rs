@@ -22,6 +22,8 @@ pub struct Cli {
 pub enum Command {
     /// Stand in front of an application
     Run(Run),
+    /// Have the kernel redirect this network namespace's inbound connections to a gateway
+    Capture(Capture),
     /// Start a drain of the gateway that runs here; exits 0 even if none does, for use in a hook
     Drain(Drain),
     /// Change settings of the gateway that runs here, all of them or none
@@ -53,6 +55,44 @@ pub struct Run {
 /// The flags of the table in `settings`, in the order of the table and then as typed.
 #[derive(Debug, Default)]
 pub struct Settings(pub Vec<(&'static Key, OsString)>);
+
+/// `tidegate capture`
+#[derive(Debug, Args)]
+pub struct Capture {
+    /// What to do with the rules
+    #[command(subcommand)]
+    pub action: CaptureAction,
+}
+
+/// `tidegate capture …`
+#[derive(Debug, Subcommand)]
+pub enum CaptureAction {
+    /// Write the rules in one transaction, read them back, and prove that they work; again changes nothing
+    Install(CaptureRules),
+    /// Show the rules as nft would, and change nothing
+    Print(CaptureRules),
+    /// Say whether the rules are there and work; with ports, whether they are the rules for these
+    Check(CaptureRules),
+    /// Remove the rules; those of others stay as they are
+    Remove(CaptureRules),
+}
+
+/// What the rules are about.
+#[derive(Debug, Default, Args)]
+pub struct CaptureRules {
+    /// Redirect connections to these ports, such as 8080,9000-9100, or all
+    #[arg(long, value_name = "PORTS")]
+    pub include_inbound_ports: Option<String>,
+    /// But not to these; those of the gateway are never redirected
+    #[arg(long, value_name = "PORTS")]
+    pub exclude_inbound_ports: Option<String>,
+    /// The port of `tidegate run --capture` [default: 15801]
+    #[arg(long, value_name = "PORT")]
+    pub redirect_port: Option<String>,
+    /// By hand: the network namespace this is, as a name of `ip netns`, a path, net:[…] or host
+    #[arg(long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+}
 
 /// `tidegate drain`
 #[derive(Debug, Args)]

@@ -8,6 +8,7 @@
 //! Always true: a [`Config`] that exists can be used; a change is applied as a whole or not at all;
 //! nothing but this module reads the environment.
 
+mod capture;
 mod check;
 mod file;
 mod listen;
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 
 use crate::{cli, conn, io, lifecycle, limit, telemetry};
 
+pub use capture::{Capture, Task, capture};
 pub use mistake::{Mistake, Mistakes};
 pub use paths::{admin_address, control_path};
 pub use words::Origin;
@@ -40,6 +42,8 @@ use words::Word;
 pub struct Config {
     /// The ports, in the order they were given.
     pub ports: Vec<PortConfig>,
+    /// Ports whose connections the kernel redirects.
+    pub captured: Option<Captured>,
     /// Which engine to use.
     pub engine: io::EngineChoice,
     /// Whether io_uring gets a submitting kernel thread.
@@ -66,6 +70,15 @@ pub struct Config {
     pub sampling: conn::trace::Sampling,
     /// What OpenTelemetry's variables say that is not understood; for the log.
     pub ignored: Vec<String>,
+}
+
+/// Ports whose connections the kernel redirects to one address of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Captured {
+    /// That address.
+    pub listen: SocketAddr,
+    /// What holds on each of them.
+    pub terms: conn::TermsByPort,
 }
 
 /// One gated port.
@@ -159,8 +172,8 @@ impl Layers {
     /// What holds now.
     pub fn resolve(&self) -> Result<Config, Mistakes> {
         let mut mistakes = Mistakes::default();
-        if self.listeners.is_empty() {
-            mistakes.add("listen", None, "", "is missing: say where to listen and where the application is, such as `--listen 0.0.0.0:8080=127.0.0.1:3000`");
+        if self.listeners.is_empty() && self.capture().is_none() {
+            mistakes.add("listen", None, "", "is missing: say where to listen and where the application is, such as `--listen 0.0.0.0:8080=127.0.0.1:3000`, or have traffic captured with `--capture [::]:15801`");
         }
         self.check_addresses(&mut mistakes);
         self.check_ports(&mut mistakes);

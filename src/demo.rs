@@ -203,7 +203,8 @@ impl Gateway {
 
     /// Clients the gateway turned away while they were still there to see it.
     fn refused(&self) -> u64 {
-        let counts = self.plane.ports()[0].metrics.refused();
+        let ports = self.plane.ports();
+        let counts = ports[0].metrics.refused();
         counts.filter(|(reason, _)| *reason != Reason::ClientGone).map(|(_, n)| n).sum()
     }
 }

@@ -12,6 +12,7 @@ use rustix::process::{Resource, getegid, geteuid, getrlimit};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::capture::{self, CaptureError, Plan, PortSet};
 use crate::client::{self, ClientError, Target};
 use crate::config::{self, Config, Layers};
 use crate::io::listen;
@@ -71,6 +72,7 @@ pub async fn examine() -> Vec<Finding> {
     findings.extend([open_files(soft_before, config.max_connections), locked_memory()]);
     findings.extend([somaxconn(), syn_backlog(), local_ports()]);
     findings.extend([processors(config.workers.get()), memory(), user(), low_ports()]);
+    findings.extend(capture());
     findings.extend(gateway(&config).await);
     findings
 }
@@ -260,6 +262,50 @@ fn low_ports() -> Finding {
         first => ok("ports to listen on", format!("from {first} on"))
             .advise("for lower ones grant NET_BIND_SERVICE"),
     }
+}
+
+/// Whether `tidegate capture install` would work here: the kernel judges its rules and does not put
+/// them in force. Serving captured traffic takes no capability.
+fn capture() -> Vec<Finding> {
+    let what = "capture";
+    let plan = Plan::new(PortSet::all(), &PortSet::default(), capture::REDIRECT_PORT);
+    let mut findings = vec![match capture::try_rules(&plan) {
+        Ok(()) => ok(what, "the kernel takes the rules")
+            .advise("tidegate capture install proves that they work"),
+        Err(CaptureError::NotPermitted) => ok(what, "unknown").advise(
+            "to install rules takes NET_ADMIN; `run --capture` and `run --listen` take none",
+        ),
+        Err(error) => warn(what, error).advise("use `tidegate run --listen` here"),
+    }];
+    match capture::installed() {
+        Ok(plan) => findings.push(ok("captured ports", plan.redirected())),
+        Err(CaptureError::Missing) => findings.push(ok("captured ports", "none")),
+        Err(CaptureError::NotPermitted | CaptureError::NoNftables(_)) => {}
+        Err(error) => findings.push(
+            warn("captured ports", error).advise("see `tidegate capture check`, and install again"),
+        ),
+    }
+    // Every redirected connection has an entry there; when it is full, new ones are dropped.
+    let number =
+        |name: &str| sysctl(&format!("net.netfilter.nf_conntrack_{name}"))?.parse::<u64>().ok();
+    if let (Some(count), Some(max)) = (number("count"), number("max")) {
+        let (what, value) = ("connection tracking", format!("{count} of {max} entries"));
+        let nearly_full = max / 10 * 9;
+        findings.push(if count > nearly_full {
+            warn(what, value).advise(
+                "when it is full, new connections are dropped: raise net.netfilter.nf_conntrack_max",
+            )
+        } else {
+            ok(what, value)
+        });
+    }
+    if capture::has_legacy_nat() {
+        findings.push(
+            warn("iptables-legacy", "NAT rules are here")
+                .advise("they may take connections before ours do: see iptables-legacy -t nat -S"),
+        );
+    }
+    findings
 }
 
 /// The control socket, the addresses of the faces, and whether somebody is there already.

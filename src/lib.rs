@@ -19,6 +19,7 @@
 //! - [`journal`] what was refused or broke of late, with the numbers that say why
 //! - [`access`] the access log, from a bounded queue
 //! - [`io`] moves bytes: two engines behind one face, and the ladder that chooses
+//! - [`capture`] redirects a pod's inbound connections, and tells where each was going
 //! - [`metrics`] every instrument of the data plane
 //! - [`limit`] decides: the gate, its queue, permits; no socket, no runtime, no clock
 //! - [`conn`] the story of one connection, one file per stage
@@ -37,6 +38,7 @@
 pub mod access;
 pub mod admin;
 pub mod app;
+pub mod capture;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tidegate::app;
-use tidegate::cli::{self, Cli, Command};
+use tidegate::capture::{self, place};
+use tidegate::cli::{self, CaptureAction, Cli, Command};
 use tidegate::client::{self, Screen, Target};
-use tidegate::config::{self, Layers};
+use tidegate::config::{self, Layers, Task};
 use tidegate::demo::{self, End};
 use tidegate::doctor;
 use tidegate::settings::{self, Value};
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Exit {
     match command {
         Command::Run(args) => run(&args),
+        Command::Capture(args) => capture(&args.action),
         Command::Drain(args) => drain(&args),
         Command::Set(args) => set(&args),
         Command::Status(args) => status(&args),
@@ -71,6 +73,31 @@ fn run(args: &cli::Run) -> Exit {
         Ok(_) => Exit::Ok,
         Err(error @ app::StartError::Addresses(_)) => misconfigured(&error.to_string()),
         Err(error) => fail(&format!("{error:#}")),
+    }
+}
+
+fn capture(action: &CaptureAction) -> Exit {
+    let told = match config::capture(action, config::environment()) {
+        Ok(told) => told,
+        Err(mistakes) => return misconfigured(&mistakes.to_string()),
+    };
+    if !matches!(told.task, Task::Print(_))
+        && let Some(wrong) = told.places.iter().find_map(|place| place::verify(place).err())
+    {
+        return fail(&wrong.to_string());
+    }
+    let done = match &told.task {
+        Task::Install(plan) => capture::install(plan).map(|done| format!("{done}\n")),
+        Task::Print(plan) => Ok(plan.to_string()),
+        Task::Check(plan) => capture::check(plan.as_ref()).map(|found| format!("{found}\n")),
+        Task::Remove => capture::remove().map(|removed| format!("{removed}\n")),
+    };
+    match done {
+        Ok(said) => {
+            print(&said);
+            Exit::Ok
+        }
+        Err(error) => fail(&error.to_string()),
     }
 }
 

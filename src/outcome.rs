@@ -24,7 +24,7 @@ pub enum Reason {
     DeadlineUnmeetable,
     /// The gateway itself holds as many connections as it may.
     MaxConnections,
-    /// The connection would have come back to the gateway itself.
+    /// The connection would have come back to the gateway itself, or leads nowhere else.
     Loop,
     /// The client left, the application did not finish in `abandon-timeout`, and was reset.
     Abandoned,

@@ -88,6 +88,12 @@ impl fmt::Display for Default {
 pub const KEYS: &[Key] = &[
     key("mode", choice(&["enforce", "observe", "off"]), Port, LIVE, Rule("enforce with a limit, else observe"),
         "obey the limits, only count what they would do, or pass everything"),
+    key("capture", Kind::AddressOr("none"), Process, RESTART, Text("none"),
+        "listen here for connections that `tidegate capture install` redirects; each is carried to the address it called"),
+    key("include-inbound-ports", Kind::Ports, Process, RESTART, Rule("all that are captured; `capture install` wants to be told"),
+        "captured ports that are gated; what comes to others is passed"),
+    key("exclude-inbound-ports", Kind::Ports, Process, RESTART, Text("none"),
+        "ports that are never gated"),
     key("protocol", choice(&["auto", "http", "tcp"]), Port, RESTART, Text("auto"),
         "what the port carries; auto: the client's first bytes tell. Slots are requests of HTTP, connections of TCP"),
     key("limit", count(1, MAX_COUNT, Some("none")), Port, LIVE, Text("none"),

@@ -10,15 +10,15 @@ use socket2::Socket;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::conn::{self, Port};
+use crate::conn::{self, Entrance};
 use crate::io::epoll::Epoll;
 use crate::io::probe::Selected;
 use crate::io::uring::Uring;
 use crate::io::{Engine, Gauges};
 
-/// What a worker serves: a port, a descriptor of its listening socket, and a token to be dropped
+/// What a worker serves: a port or all captured ones, a descriptor of the listening socket, and a token to be dropped
 /// when nothing more will be accepted from it.
-pub type Listening = Vec<(Arc<Port>, Socket, TaskTrackerToken)>;
+pub type Listening = Vec<(Entrance, Socket, TaskTrackerToken)>;
 
 /// Start worker `number`, which says on `up` when it accepts. The thread ends when its listeners have closed and its connections have
 /// ended, or with the error that kept it from starting.
@@ -44,16 +44,18 @@ pub fn start(
 async fn work<E: Engine>(engine: E, listening: Listening, up: Sender<()>) {
     let connections = TaskTracker::new();
     let accepting = TaskTracker::new();
-    for (port, socket, token) in listening {
+    for (entrance, socket, token) in listening {
         match engine.listen(socket) {
             Ok(listener) => {
-                let accept = conn::accept(engine.clone(), port, listener, connections.clone());
+                let accept = conn::accept(engine.clone(), entrance, listener, connections.clone());
                 engine.spawn(accepting.track_future(async move {
                     accept.await;
                     drop(token);
                 }));
             }
-            Err(error) => tracing::error!(port = %port.listen, %error, "cannot watch the listener"),
+            Err(error) => {
+                tracing::error!(port = %entrance.port().listen, %error, "cannot watch the listener");
+            }
         }
     }
     // The accept loops first: who hears of it finds them waiting.

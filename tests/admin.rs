@@ -67,6 +67,7 @@ impl Gateway for Fake {
                 queued: 0,
                 queue_length: 16,
                 peak_active: 0,
+                bypass: None,
                 counts: Counts::read(&self.metrics),
                 would_refuse: 0,
                 shadow: BTreeMap::new(),
@@ -325,8 +326,8 @@ fn the_status_has_every_field() {
     );
     assert_eq!(
         keys(&status["ports"][0]),
-        "accepted active admitted app bytes_in bytes_out history limit listen mode outcomes peak_active \
-         protocol queue_length queued recent refused shadow would_refuse"
+        "accepted active admitted app bypass bytes_in bytes_out history limit listen mode outcomes \
+         peak_active protocol queue_length queued recent refused shadow would_refuse"
     );
     assert_eq!(status["ports"][0]["refused"]["queue_full"], 0);
     assert_eq!(keys(&status["last_reload"]), "error ok");

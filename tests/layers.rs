@@ -22,16 +22,27 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("lifecycle", &[]),
     ("telemetry", &[]),
     ("io", &[]),
+    ("capture", &[]),
     ("metrics", &["outcome"]),
     ("limit", &["outcome"]),
-    // Hands in what it records for traces.
+    // Hands in what it records for traces; of capture only where a connection was going.
     (
         "conn",
-        &["access", "io", "journal", "lifecycle", "limit", "metrics", "outcome", "telemetry"],
+        &[
+            "access",
+            "capture",
+            "io",
+            "journal",
+            "lifecycle",
+            "limit",
+            "metrics",
+            "outcome",
+            "telemetry",
+        ],
     ),
     ("worker", &["conn", "io", "lifecycle", "limit", "metrics"]),
-    // How many shadow limits the gate can try at once is the gate's to say.
-    ("settings", &["limit"]),
+    // How many shadow limits the gate can try at once is the gate's to say; what a list of ports is, capture's.
+    ("settings", &["capture", "limit"]),
     ("cli", &["settings"]),
     ("admin", &["escape", "journal", "lifecycle", "limit", "metrics", "outcome"]),
     // Shows the status as the admin page does.
@@ -39,12 +50,24 @@ const LAYERS: &[(&str, &[&str])] = &[
     // Builds the Config of every module.
     (
         "config",
-        &["access", "admin", "cli", "conn", "io", "lifecycle", "limit", "settings", "telemetry"],
+        &[
+            "access",
+            "admin",
+            "capture",
+            "cli",
+            "conn",
+            "io",
+            "lifecycle",
+            "limit",
+            "settings",
+            "telemetry",
+        ],
     ),
     (
         "app",
         &[
             "admin",
+            "capture",
             "config",
             "conn",
             "io",
@@ -59,10 +82,13 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     // Asks the machine what `run` would ask it.
-    ("doctor", &["admin", "app", "cli", "client", "config", "io", "settings"]),
+    ("doctor", &["admin", "app", "capture", "cli", "client", "config", "io", "settings"]),
     // Runs the code of `run` in front of an application of its own.
     ("demo", &["app", "cli", "config", "io", "lifecycle", "outcome", "settings"]),
-    ("main", &["app", "cli", "client", "config", "demo", "doctor", "settings", "telemetry"]),
+    (
+        "main",
+        &["app", "capture", "cli", "client", "config", "demo", "doctor", "settings", "telemetry"],
+    ),
 ];
 
 /// Paths that only some files may have.
@@ -127,6 +153,12 @@ const RULES: &[Rule] = &[
     Rule {
         within: "src/conn/",
         except: &[],
+        paths: &["capture::install", "capture::remove", "capture::Plan", "capture::try_rules"],
+        rule: "rules are written beside the data plane; a connection only asks where it was going",
+    },
+    Rule {
+        within: "src/conn/",
+        except: &[],
         paths: &[
             "::tokio_uring",
             "tokio::spawn",
@@ -138,9 +170,9 @@ const RULES: &[Rule] = &[
     },
     Rule {
         within: "src/",
-        except: &["src/io/"],
+        except: &["src/io/", "src/capture/"],
         paths: &["::tokio_uring", "::io_uring", "::libc"],
-        rule: "system calls that are only Linux's stay inside io",
+        rule: "system calls that are only Linux's stay inside io and capture",
     },
 ];
 

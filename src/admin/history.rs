@@ -267,6 +267,7 @@ mod tests {
             queued: 0,
             queue_length: 16,
             peak_active: active,
+            bypass: None,
             counts: Counts::default(),
             would_refuse: 0,
             shadow: BTreeMap::new(),

@@ -290,6 +290,7 @@ mod tests {
             queued: 1,
             queue_length: 16,
             peak_active: 3,
+            bypass: None,
             counts: Counts::read(metrics),
             would_refuse: 0,
             shadow: [(25, 4)].into(),

@@ -74,6 +74,10 @@ fn details(port: &Value, out: &mut String) {
         Some(n) if n > 0 => line("would have refused", n.to_string()),
         _ => {}
     }
+    match port["bypass"].as_u64() {
+        Some(n) if n > 0 => line("passed by connections that come from elsewhere:", n.to_string()),
+        _ => {}
+    }
     let mut shadow: Vec<(u64, u64)> =
         counts(&port["shadow"]).filter_map(|(limit, n)| Some((limit.parse().ok()?, n))).collect();
     shadow.sort_unstable();

@@ -13,9 +13,14 @@ impl Layers {
     /// Every word about a port must be about one we listen on.
     pub(super) fn check_ports(&self, mistakes: &mut Mistakes) {
         let ours: Vec<u16> = self.listeners.iter().map(|l| l.listen.port()).collect();
+        let captured = self.capture().map(|_| self.included());
         for word in [&self.live, &self.flags, &self.environment, &self.file].into_iter().flatten() {
-            if let Some(port) = word.port.filter(|port| !ours.contains(port)) {
-                let list: Vec<_> = ours.iter().map(u16::to_string).collect();
+            let known = |port: &u16| {
+                ours.contains(port) || captured.as_ref().is_some_and(|set| set.contains(*port))
+            };
+            if let Some(port) = word.port.filter(|port| !known(port)) {
+                let mut list: Vec<_> = ours.iter().map(u16::to_string).collect();
+                list.extend(captured.as_ref().map(|set| format!("capture {set}")));
                 let problem = format!("is about port {port}, but we listen on {}", list.join(", "));
                 mistakes.add(word.name(), Some(&word.text), &word.origin, problem);
             }
@@ -26,6 +31,7 @@ impl Layers {
     pub(super) fn check_addresses(&self, mistakes: &mut Mistakes) {
         let mut ours: Vec<(&str, SocketAddr)> =
             self.listeners.iter().map(|l| ("listen", l.listen)).collect();
+        ours.extend(self.capture().map(|address| ("capture", address)));
         ours.extend(["admin", "probe", "metrics"].map(|name| (name, self.address(name))));
         for (at, (name, address)) in ours.iter().enumerate() {
             if let Some((other, taken)) = ours[..at].iter().find(|o| collide(o.1, *address)) {
@@ -53,8 +59,9 @@ impl Layers {
 
     /// Enforcing needs something to enforce.
     pub(super) fn check_modes(&self, mistakes: &mut Mistakes) {
-        for listener in &self.listeners {
-            let port = Some(listener.listen.port());
+        let mut ports: Vec<_> = self.listeners.iter().map(|l| Some(l.listen.port())).collect();
+        ports.extend(self.captured_by_name().into_iter().map(Some));
+        for port in ports {
             let limited =
                 ["limit", "per-client-limit"].iter().any(|k| self.count(k, port).is_some());
             if self.choice("mode", port) == Some("enforce") && !limited {

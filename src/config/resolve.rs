@@ -1,5 +1,6 @@
 //! The layers laid over each other: who wins, and the result.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::thread::available_parallelism;
@@ -10,9 +11,10 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::access::Wanted;
 use crate::admin::Setting;
+use crate::capture::PortSet;
 use crate::conn::http::{self, AppHttp2, Forwarded};
 use crate::conn::trace::Sampling;
-use crate::conn::{self, Protocol, QueuedHalfClose, TcpRefuse};
+use crate::conn::{self, Protocol, QueuedHalfClose, TcpRefuse, Terms, TermsByPort};
 use crate::io::EngineChoice;
 use crate::limit::{self, Mode};
 use crate::settings::{self, Default, KEYS, Key, Scope, Value};
@@ -20,7 +22,7 @@ use crate::{lifecycle, telemetry};
 
 use super::listen::Listener;
 use super::words::Word;
-use super::{Config, Layers, PortConfig};
+use super::{Captured, Config, Layers, PortConfig};
 
 /// Tried out while a port only observes and nobody names others.
 const SHADOW_LIMITS: [u32; 5] = [25, 50, 100, 200, 400];
@@ -34,6 +36,8 @@ const QUEUE_TIMEOUT_TCP: Duration = Duration::from_secs(5);
 
 /// A request in a hundred shows how things go, and costs nobody anything.
 const TRACE_SAMPLING: f64 = 0.01;
+/// So many ports in a list are meant one by one, and are shown from the start.
+const FEW_PORTS: usize = 64;
 
 /// Descriptors for everything that is not a connection: listeners, rings, timers, admin, logs.
 const RESERVED_FDS: u64 = 64;
@@ -102,8 +106,48 @@ impl Layers {
     pub(super) fn ports_of(&self, key: &Key) -> Vec<Option<u16>> {
         match key.scope {
             Scope::Process => vec![None],
-            Scope::Port => self.listeners.iter().map(|l| Some(l.listen.port())).collect(),
+            Scope::Port => {
+                let listeners = self.listeners.iter().map(|l| Some(l.listen.port()));
+                let captured = self.captured_by_name().into_iter().map(Some);
+                // Captured ports that nobody has named yet have what is said without a port.
+                let others = self.capture().map(|_| None);
+                listeners.chain(captured).chain(others).collect()
+            }
         }
+    }
+
+    /// Where captured connections come in.
+    pub(super) fn capture(&self) -> Option<SocketAddr> {
+        match self.value("capture", None) {
+            Some(Value::MaybeAddress(address)) => address,
+            _ => None,
+        }
+    }
+
+    fn ports_named(&self, key: &str) -> Option<PortSet> {
+        match self.value(key, None) {
+            Some(Value::Ports(ports)) => Some(ports),
+            _ => None,
+        }
+    }
+
+    /// The captured ports that are gated.
+    pub(super) fn included(&self) -> PortSet {
+        let included = self.ports_named("include-inbound-ports").unwrap_or_else(PortSet::all);
+        included.minus(&self.ports_named("exclude-inbound-ports").unwrap_or_default())
+    }
+
+    /// The captured ports that are known beforehand: short lists, and those that have settings.
+    pub(super) fn captured_by_name(&self) -> BTreeSet<u16> {
+        if self.capture().is_none() {
+            return BTreeSet::new();
+        }
+        let listed = Some(self.included()).filter(|ports| ports.len() <= FEW_PORTS);
+        let layers = [&self.live, &self.flags, &self.environment, &self.file];
+        let spoken_of = layers.into_iter().flatten().filter_map(|word| word.port);
+        let ours: Vec<u16> = self.listeners.iter().map(|l| l.listen.port()).collect();
+        let named = listed.iter().flat_map(PortSet::iter).chain(spoken_of);
+        named.filter(|port| !ours.contains(port)).collect()
     }
 
     pub(super) fn control(&self) -> std::path::PathBuf {
@@ -117,6 +161,7 @@ impl Layers {
     pub(super) fn build(&self) -> Config {
         Config {
             ports: self.listeners.iter().map(|listener| self.port(listener)).collect(),
+            captured: self.capture().map(|listen| Captured { listen, terms: self.terms_by_port() }),
             engine: match self.choice("engine", None) {
                 Some("uring") => EngineChoice::Uring,
                 Some("epoll") => EngineChoice::Epoll,
@@ -165,11 +210,28 @@ impl Layers {
     }
 
     fn port(&self, listener: &Listener) -> PortConfig {
-        let port = Some(listener.listen.port());
+        let Terms { protocol, gate, conn } = self.terms(Some(listener.listen.port()));
         PortConfig {
             listen: listener.listen,
             app_text: listener.app_text.clone(),
             apps: listener.apps.clone(),
+            protocol,
+            gate,
+            conn,
+        }
+    }
+
+    fn terms_by_port(&self) -> TermsByPort {
+        let named = self.captured_by_name().into_iter();
+        TermsByPort {
+            usual: self.terms(None),
+            named: named.map(|port| (port, self.terms(Some(port)))).collect(),
+            gated: self.included(),
+        }
+    }
+
+    fn terms(&self, port: Option<u16>) -> Terms {
+        Terms {
             protocol: self.protocol(port),
             gate: self.gate(port),
             conn: conn::Config {
@@ -324,6 +386,7 @@ impl Layers {
                 [] => "none".into(),
                 list => list.iter().map(NonZeroU32::to_string).collect::<Vec<_>>().join(","),
             },
+            "include-inbound-ports" => self.included().to_string().replace(' ', ""),
             _ => String::new(),
         }
     }

@@ -8,6 +8,7 @@ use crate::cli;
 use crate::settings::{self, KEYS, Key, Scope, Value};
 
 use super::Mistakes;
+use super::capture::{HOST_IP, POD_IP};
 use super::listen::ListenText;
 
 /// One setting, said by somebody, with a value that is allowed.
@@ -126,7 +127,8 @@ pub(super) fn of_environment(
         let Some(rest) = name.strip_prefix("TIDEGATE_") else {
             continue;
         };
-        if is_service_link(rest) {
+        // What a pod knows about itself is for `tidegate capture`.
+        if is_service_link(rest) || [POD_IP, HOST_IP].contains(&name) {
             continue;
         }
         let origin = Origin::Environment(name.to_owned());

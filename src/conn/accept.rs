@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 use tokio_util::task::TaskTracker;
 
+use super::captured::{Captured, Ways};
 use super::greet::greet;
 use super::http::Upstream;
 use super::registry::Registered;
@@ -27,29 +28,54 @@ const BACK_OFF: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis
 /// connections to be refused must not starve those that were admitted.
 const BATCH: u32 = 16;
 
+/// What a listening socket stands for.
+#[derive(Clone)]
+pub enum Entrance {
+    /// One port.
+    Port(Arc<Port>),
+    /// All ports that are captured.
+    Captured(Arc<Captured>),
+}
+
+/// Who takes what is accepted.
+enum Taker<E: Engine> {
+    /// Connections are what is let in.
+    Connections,
+    /// First bytes tell; the application's connections, where requests share them.
+    Greeter(Rc<Upstream<E>>),
+    /// Where a connection was going tells.
+    Ways(Ways<E>),
+}
+
 /// Accept on one listener until it has to close, then hand over what is left in its backlog.
 pub async fn accept<E: Engine>(
     engine: E,
-    port: Arc<Port>,
+    entrance: Entrance,
     listener: E::Listener,
     connections: TaskTracker,
 ) {
+    let port = entrance.port().clone();
     let stop = port.shared.closing.clone();
-    // The application's connections, where requests share them.
-    let upstream = (port.protocol != Protocol::Tcp)
-        .then(|| Upstream::new(engine.clone(), port.clone(), connections.clone()));
+    let taker = match entrance {
+        Entrance::Captured(captured) => Taker::Ways(Ways::new(captured)),
+        Entrance::Port(port) if port.protocol == Protocol::Tcp => Taker::Connections,
+        Entrance::Port(port) => {
+            Taker::Greeter(Upstream::new(engine.clone(), port, connections.clone()))
+        }
+    };
     let mut exhausted = Exhausted::default();
     let mut in_a_row = 0;
     loop {
-        if upstream.is_none() && holds(&port) {
+        if matches!(taker, Taker::Connections) && holds(&port) {
             room(&port).await;
         }
         match engine.accept(&listener, stop.token()).await {
             Ok(Some(accepted)) => {
                 exhausted.over();
-                match &upstream {
-                    Some(upstream) => welcome(upstream, &connections, accepted),
-                    None => begin(&engine, &port, &connections, accepted).await,
+                match &taker {
+                    Taker::Connections => begin(&engine, &port, &connections, accepted).await,
+                    Taker::Greeter(upstream) => welcome(upstream, &connections, accepted),
+                    Taker::Ways(ways) => ways.take(&engine, &connections, accepted).await,
                 }
             }
             Ok(None) => return port.unlisten(),
@@ -65,16 +91,36 @@ pub async fn accept<E: Engine>(
     }
 }
 
+impl Entrance {
+    /// The port, or the one on which what goes astray is counted.
+    pub fn port(&self) -> &Arc<Port> {
+        match self {
+            Self::Port(port) => port,
+            Self::Captured(captured) => &captured.own,
+        }
+    }
+}
+
 /// The first decision about a connection. Waits only where nobody is to be refused.
-async fn begin<E: Engine>(
+pub(super) async fn begin<E: Engine>(
     engine: &E,
     port: &Arc<Port>,
     connections: &TaskTracker,
     (socket, peer): Accepted,
 ) {
-    let now = Instant::now();
-    let entry = port.list(peer, now);
-    let mut admission = ask(port, peer, now);
+    let entry = port.list(peer, Instant::now());
+    settle(engine, port, connections, (socket, entry)).await;
+}
+
+/// The decision about a connection that is listed: a drain waits for it.
+pub(super) async fn settle<E: Engine>(
+    engine: &E,
+    port: &Arc<Port>,
+    connections: &TaskTracker,
+    (socket, entry): (Socket, Registered),
+) {
+    let peer = entry.client();
+    let mut admission = ask(port, peer, entry.since());
     while let Entry::Refuse(Reason::LimitReached | Reason::QueueFull) = admission
         && holds(port)
     {
@@ -97,7 +143,7 @@ async fn begin<E: Engine>(
 }
 
 /// Let a connection in whose first bytes tell what it is; the gate is asked when it is known.
-fn welcome<E: Engine>(
+pub(super) fn welcome<E: Engine>(
     upstream: &Rc<Upstream<E>>,
     connections: &TaskTracker,
     (socket, peer): Accepted,
@@ -122,7 +168,7 @@ fn is_crowded(port: &Port) -> bool {
 }
 
 /// Whether connections that do not fit are to wait instead of being refused.
-fn holds(port: &Port) -> bool {
+pub(super) fn holds(port: &Port) -> bool {
     port.config().tcp_refuse == TcpRefuse::Hold && !port.shared.closing.is_raised()
 }
 
@@ -132,6 +178,12 @@ pub(super) fn ask(port: &Port, peer: Option<SocketAddr>, now: Instant) -> Entry 
         return Entry::Refuse(Reason::MaxConnections);
     }
     port.gate.enter(now, peer.map(|peer| peer.ip().into()))
+}
+
+/// Turn away a connection that no gate is asked about.
+pub(super) fn refuse(port: &Port, (socket, peer): Accepted, reason: Reason) {
+    let entry = port.list(peer, Instant::now());
+    turn_away(port, socket, entry, reason);
 }
 
 fn turn_away(port: &Port, socket: Socket, entry: Registered, reason: Reason) {
@@ -181,9 +233,8 @@ impl Exhausted {
     /// Say so, at most once a second; refuse one client with the reserve; and how long to pause.
     fn pause(&mut self, error: &io::Error, port: &Port, listener: &Socket) -> Duration {
         if listen::is_exhaustion(error) && self.reserve.take().is_some() {
-            if let Ok((socket, peer)) = listen::accept(listener) {
-                let entry = port.list(peer, Instant::now());
-                turn_away(port, socket, entry, Reason::MaxConnections);
+            if let Ok(accepted) = listen::accept(listener) {
+                refuse(port, accepted, Reason::MaxConnections);
             }
             self.reserve = reserve();
         }

@@ -15,6 +15,7 @@
 
 mod accept;
 mod admit;
+pub mod captured;
 pub mod classify;
 mod connect;
 mod greet;
@@ -40,7 +41,8 @@ use crate::io::{Engine, Side};
 use crate::limit::Entry;
 use crate::outcome::Outcome;
 
-pub use accept::accept;
+pub use accept::{Entrance, accept};
+pub use captured::{Captured, Terms, TermsByPort};
 pub use port::{Port, Protocol, Shared};
 use registry::{Registered, Stage};
 

@@ -1,6 +1,7 @@
 //! What all connections of a port share, and what all ports of the process share.
 
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -20,14 +21,21 @@ use crate::lifecycle::Signal;
 use crate::limit::Gate;
 use crate::metrics::PortMetrics;
 
-/// One listening port: its gate, its settings, its counters.
+/// One way in: what clients call, and where it leads. Everything else about it is [`Gated`].
 pub struct Port {
-    /// Where it listens, with the port the kernel chose if it was told 0.
+    /// Where it listens, with the port the kernel chose if it was told 0; of a captured connection,
+    /// the address that was called.
     pub listen: SocketAddr,
     /// The application's addresses, to be tried in this order.
     pub apps: Vec<App>,
     /// The application's address as the user wrote it.
     pub app_text: String,
+    gated: Arc<Gated>,
+}
+
+/// What is behind one gate: its settings, its counters. A captured port has one for all addresses of
+/// the machine.
+pub struct Gated {
     /// Who may in.
     pub gate: Gate,
     /// What happened here so far.
@@ -98,10 +106,7 @@ impl Port {
         config: Config,
         shared: Arc<Shared>,
     ) -> Self {
-        Self {
-            listen,
-            apps,
-            app_text,
+        let gated = Gated {
             gate,
             metrics: Arc::default(),
             protocol,
@@ -111,15 +116,32 @@ impl Port {
             shared,
             listener: Mutex::new(None),
             config: RwLock::new(Arc::new(config)),
-        }
+        };
+        Self { listen, apps, app_text, gated: Arc::new(gated) }
     }
 
-    /// Count and list a connection that has just been accepted.
+    /// Another way to the same gate: what was called is what is dialled.
+    pub fn leading_to(&self, called: SocketAddr) -> Self {
+        let (apps, app_text) = (vec![App::Tcp(called)], called.to_string());
+        Self { listen: called, apps, app_text, gated: self.gated.clone() }
+    }
+
+    /// Count and list a connection that has just been accepted: from now on a drain waits for it.
     pub fn list(&self, client: Option<SocketAddr>, since: Instant) -> Registered {
         self.shared.registry.add(self.listen, &self.metrics, client, since)
     }
+}
 
-    /// Keep this descriptor of the listening socket, for [`Port::backlog`].
+impl Deref for Port {
+    type Target = Gated;
+
+    fn deref(&self) -> &Gated {
+        &self.gated
+    }
+}
+
+impl Gated {
+    /// Keep this descriptor of the listening socket, for [`Gated::backlog`].
     pub fn listens_on(&self, socket: Socket) {
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
     }
@@ -231,6 +253,11 @@ impl Shared {
     /// Change how many.
     pub fn set_max_connections(&self, most: u32) {
         self.max_connections.store(most, Ordering::Relaxed);
+    }
+
+    /// Whether a port is one of those this process listens on, at whatever address.
+    pub fn listens_on(&self, port: u16) -> bool {
+        self.listening.iter().any(|ours| ours.port() == port)
     }
 
     /// Whether connecting from `local` to `peer` has led to one of our own listening sockets: the

@@ -11,7 +11,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rustix::net::SocketFlags;
@@ -64,9 +64,29 @@ pub fn backlog(listener: &Socket) -> Option<Backlog> {
 
 /// Bind and listen on `addr`. What every accepted connection needs is set here, to be inherited.
 pub fn open(addr: SocketAddr) -> io::Result<Socket> {
+    open_as(addr, None)
+}
+
+/// The same, where `[::]` is both families whatever the machine's default is, and IPv4 alone where
+/// there is no IPv6.
+pub fn open_for_both(addr: SocketAddr) -> io::Result<Socket> {
+    match open_as(addr, Some(false)) {
+        Err(error) if addr.ip() == Ipv6Addr::UNSPECIFIED && lacks_ipv6(&error) => {
+            open_as((Ipv4Addr::UNSPECIFIED, addr.port()).into(), None)
+        }
+        opened => opened,
+    }
+}
+
+fn lacks_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+/// `only_v6`: whether an IPv6 socket leaves IPv4 alone, if it is not the machine's business.
+fn open_as(addr: SocketAddr, only_v6: Option<bool>) -> io::Result<Socket> {
     let deadline = Instant::now() + PREDECESSOR;
     loop {
-        match bind(addr) {
+        match bind(addr, only_v6) {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
                 std::thread::sleep(PREDECESSOR / 20);
             }
@@ -75,11 +95,14 @@ pub fn open(addr: SocketAddr) -> io::Result<Socket> {
     }
 }
 
-fn bind(addr: SocketAddr) -> io::Result<Socket> {
+fn bind(addr: SocketAddr, only_v6: Option<bool>) -> io::Result<Socket> {
     let socket =
         Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
+    if let Some(only) = only_v6.filter(|_| addr.is_ipv6()) {
+        socket.set_only_v6(only)?;
+    }
     sock::watch_peer(SockRef::from(&socket))?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::capture::PortSet;
+
 /// What may be written as a value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
@@ -21,6 +23,10 @@ pub enum Kind {
     Switch,
     /// An IP address and a port.
     Address,
+    /// An IP address and a port, or the word that stands for "nowhere".
+    AddressOr(&'static str),
+    /// A list of ports.
+    Ports,
     /// An absolute path.
     Path,
     /// The name of a header, or `none`.
@@ -46,6 +52,10 @@ pub enum Value {
     Switch(bool),
     /// Of [`Kind::Address`].
     Address(SocketAddr),
+    /// Of [`Kind::AddressOr`].
+    MaybeAddress(Option<SocketAddr>),
+    /// Of [`Kind::Ports`].
+    Ports(PortSet),
     /// Of [`Kind::Path`].
     Path(PathBuf),
     /// Of [`Kind::Filter`] and [`Kind::Header`].
@@ -118,6 +128,11 @@ impl Kind {
                 _ => refused(),
             },
             Self::Address => text.parse().map_or_else(|_| refused(), |a| Ok(Value::Address(a))),
+            Self::AddressOr(word) if text == word => Ok(Value::MaybeAddress(None)),
+            Self::AddressOr(_) => {
+                text.parse().map_or_else(|_| refused(), |a| Ok(Value::MaybeAddress(Some(a))))
+            }
+            Self::Ports => PortSet::parse(text).map_or_else(refused, |set| Ok(Value::Ports(set))),
             Self::Path if text.starts_with('/') => Ok(Value::Path(PathBuf::from(text))),
             Self::Path => refused(),
             Self::Header => match http::HeaderName::from_bytes(text.as_bytes()) {
@@ -151,6 +166,12 @@ impl Kind {
             Self::Address => {
                 "an IP address and a port such as `127.0.0.1:8080` or `[::]:8080`".into()
             }
+            Self::AddressOr(word) => {
+                format!(
+                    "an IP address and a port such as `0.0.0.0:15801` or `[::]:15801`, or `{word}`"
+                )
+            }
+            Self::Ports => PortSet::ALLOWED.into(),
             Self::Path => "an absolute path".into(),
             Self::Header => "the name of a header such as `x-request-timeout`, or `none`".into(),
             Self::Filter => {

@@ -9,6 +9,7 @@ mod rig; // the rig itself: an oracle that is wrong would prove anything
 
 mod http; // every promise once more, per request
 
+mod capture; // traffic that the kernel redirects: rules, ports, loops, in network namespaces
 mod drain; // P6: nothing is lost when it goes
 mod explain; // P4: why somebody was refused
 mod fair; // P2, P3: in order, and no longer than promised

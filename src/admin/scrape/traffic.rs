@@ -117,6 +117,11 @@ impl Page {
             }),
         )?;
         out.gauges(
+            "tidegate_bypass_connections",
+            "Connections that reach the application beside the gateway, by the kernel's socket table",
+            self.many(|p| p.status.bypass.map(|n| (Labels::new(), n)).into_iter().collect()),
+        )?;
+        out.gauges(
             "tidegate_connections_max",
             "Connections from clients the gateway holds at most, of all ports",
             one(u64::from(self.status.max_connections)),

@@ -78,6 +78,11 @@ impl Setup {
         self.flag(key, value)
     }
 
+    /// `--key=value` besides what was said before: settings of single ports.
+    pub(crate) fn also(self, key: &str, value: impl ToString) -> Self {
+        self.flag(key, value)
+    }
+
     fn flag(mut self, key: &str, value: impl ToString) -> Self {
         self.flags.push(format!("--{key}={}", value.to_string()));
         self
@@ -231,6 +236,14 @@ impl Gateway {
     #[track_caller]
     pub(crate) fn port(&self) -> Port {
         self.status().ports.swap_remove(0)
+    }
+
+    /// The part of the status that is about this port.
+    #[track_caller]
+    pub(crate) fn port_at(&self, number: u16) -> Port {
+        let ports = self.status().ports.into_iter();
+        let known = |port: &Port| port.listen.ends_with(&format!(":{number}"));
+        ports.into_iter().find(known).unwrap_or_else(|| panic!("no port {number}"))
     }
 
     /// Changes one setting while it runs.
@@ -415,6 +428,7 @@ pub(crate) struct Port {
     pub(crate) queued: u64,
     pub(crate) queue_length: u64,
     pub(crate) peak_active: u64,
+    pub(crate) bypass: Option<u64>,
     pub(crate) accepted: u64,
     pub(crate) admitted: u64,
     pub(crate) outcomes: std::collections::BTreeMap<String, u64>,

@@ -2,12 +2,14 @@
 //! the machine are not touched. Needs root.
 
 use std::fs::File;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::gateway::{Gateway, Setup};
+use super::gateway::{Gateway, Setup, binary};
 use super::process;
 
 /// Why a namespace cannot be had here, if so.
@@ -29,7 +31,11 @@ pub(crate) fn start(setup: Setup, preparation: &str) -> Gateway {
 
 /// Runs `body` in the gateway's network, in a thread of its own: the thread and those it starts stay there.
 pub(crate) fn inside<R: Send>(gateway: &Gateway, body: impl FnOnce() -> R + Send) -> R {
-    let space = File::open(format!("/proc/{}/ns/net", gateway.pid)).expect("its namespace");
+    enter(gateway.pid, body)
+}
+
+fn enter<R: Send>(pid: u32, body: impl FnOnce() -> R + Send) -> R {
+    let space = File::open(format!("/proc/{pid}/ns/net")).expect("its namespace");
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
             let network = Some(LinkNameSpaceType::Network);
@@ -38,6 +44,117 @@ pub(crate) fn inside<R: Send>(gateway: &Gateway, body: impl FnOnce() -> R + Send
         });
         thread.join().expect("no panic inside the namespace")
     })
+}
+
+/// Two networks with a wire between them: a client's, and a pod's with the application and the gateway.
+pub(crate) struct Pod {
+    pod: Space,
+    client: Space,
+}
+
+/// A network of its own, held by a process that sleeps.
+struct Space(Child);
+
+/// The pod's addresses, as the client dials them.
+pub(crate) const POD: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 7, 0, 2)),
+    IpAddr::V6(Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, 2)),
+];
+
+/// The client's own, in the same order.
+pub(crate) const CLIENT: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 7, 0, 1)),
+    IpAddr::V6(Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, 1)),
+];
+
+impl Pod {
+    pub(crate) fn new() -> Self {
+        let (pod, client) = (Space::new(), Space::new());
+        let ([pod4, pod6], [client4, client6]) = (POD, CLIENT);
+        let there = pod.0.id();
+        let wire = format!("ip link add wire type veth peer name wire netns {there}");
+        client.succeed(&["sh", "-c", &wire]);
+        for (space, v4, v6) in [(&client, client4, client6), (&pod, pod4, pod6)] {
+            let addresses = format!(
+                "ip address add {v4}/24 dev wire && ip address add {v6}/64 dev wire nodad && ip link set wire up"
+            );
+            space.succeed(&["sh", "-c", &addresses]);
+        }
+        Self { pod, client }
+    }
+
+    /// Runs `body` in the pod.
+    pub(crate) fn inside<R: Send>(&self, body: impl FnOnce() -> R + Send) -> R {
+        enter(self.pod.0.id(), body)
+    }
+
+    /// Runs `body` where the client is.
+    pub(crate) fn outside<R: Send>(&self, body: impl FnOnce() -> R + Send) -> R {
+        enter(self.client.0.id(), body)
+    }
+
+    /// The words that start a program in the pod.
+    pub(crate) fn launcher(&self) -> Vec<String> {
+        self.pod.launcher()
+    }
+
+    /// Runs a program in the pod, and answers whether it succeeded and all it said.
+    pub(crate) fn run(&self, words: &[&str]) -> (bool, String) {
+        self.pod.run(words)
+    }
+
+    /// Runs a program in the pod that has to succeed.
+    #[track_caller]
+    pub(crate) fn succeed(&self, words: &[&str]) -> String {
+        self.pod.succeed(words)
+    }
+
+    /// `tidegate capture ACTION FLAGS` in the pod, which is named to it.
+    pub(crate) fn capture(&self, action: &str, flags: &[&str]) -> (bool, String) {
+        let namespace = format!("--namespace=/proc/{}/ns/net", self.pod.0.id());
+        let binary = binary();
+        let start = [binary.to_str().expect("UTF-8"), "capture", action, &namespace];
+        self.run(&[&start, flags].concat())
+    }
+}
+
+impl Space {
+    fn new() -> Self {
+        let script = "ip link set lo up && echo up && exec sleep infinity";
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-c", script]).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("unshare runs");
+        let mut said = [0; 3];
+        let stdout = child.stdout.as_mut().expect("piped");
+        stdout.read_exact(&mut said).expect("a network of its own");
+        Self(child)
+    }
+
+    fn launcher(&self) -> Vec<String> {
+        vec!["nsenter".into(), format!("--net=/proc/{}/ns/net", self.0.id())]
+    }
+
+    fn run(&self, words: &[&str]) -> (bool, String) {
+        let launcher = self.launcher();
+        let mut command = Command::new(&launcher[0]);
+        let output = command.args(&launcher[1..]).args(words).output().expect("nsenter runs");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    }
+
+    #[track_caller]
+    fn succeed(&self, words: &[&str]) -> String {
+        let (succeeded, said) = self.run(words);
+        assert!(succeeded, "{words:?}: {said}");
+        said
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Changes the packet filter of the gateway's network.

@@ -29,10 +29,15 @@ impl Drop for Server {
 impl Server {
     /// Starts what `command` makes of a directory and a port, and waits until it listens.
     pub(crate) fn start(command: impl FnOnce(&Path, u16) -> Command) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("bound").port();
         drop(listener);
+        Self::start_at(port, command)
+    }
+
+    /// The same, on a port that is free.
+    pub(crate) fn start_at(port: u16, command: impl FnOnce(&Path, u16) -> Command) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
         let mut command = command(dir.path(), port);
         let log = std::fs::File::create(dir.path().join("log")).expect("a log file");
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);

@@ -1,0 +1,277 @@
+//! The kernel's table of TCP sockets, asked over `sock_diag` as `ss` does: who owns the other end of a
+//! connection, whether anybody listens on a port, and who reaches the application beside the gateway.
+//!
+//! Layouts: `linux/inet_diag.h`. No capability is needed.
+
+use std::cell::OnceCell;
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::netlink::{DUMP, Message, Netlink, REQUEST, Received, SOCK_DIAG};
+
+/// Where an application listens on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Application {
+    /// Its address; `None`: whatever address of this machine is called.
+    pub ip: Option<IpAddr>,
+    /// Its port.
+    pub port: u16,
+}
+
+/// The connections beside the gateway, asked for at most once in a while.
+#[derive(Debug, Default)]
+pub struct Beside {
+    last: Mutex<Option<Reading>>,
+}
+
+#[derive(Debug)]
+struct Reading {
+    at: Instant,
+    of: Vec<Vec<Application>>,
+    counts: Vec<Option<u64>>,
+}
+
+/// Whoever asks more often is told the same: the kernel walks its whole table.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A socket as the kernel lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Listed {
+    local: SocketAddr,
+    remote: SocketAddr,
+    state: u8,
+    uid: u32,
+    /// 0: no process holds it (any more, or yet).
+    inode: u64,
+}
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NO_COOKIE: [u8; 8] = [0xff; 8];
+
+const ESTABLISHED: u8 = 1;
+const FIN_WAIT1: u8 = 4;
+const FIN_WAIT2: u8 = 5;
+const CLOSE_WAIT: u8 = 8;
+const LISTEN: u8 = 10;
+const OPEN: [u8; 4] = [ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT];
+
+const V4: u8 = libc::AF_INET as u8;
+const V6: u8 = libc::AF_INET6 as u8;
+
+/// More descriptors than this are not looked through one by one: then the user id has to do.
+const MOST_DESCRIPTORS: usize = 16_384;
+
+/// So many connections of this machine are asked about one by one.
+const MOST_QUESTIONS: usize = 256;
+
+impl Beside {
+    /// How many connections reach the application of each port beside the gateway. An application can
+    /// have several addresses; `None`: it is not on this machine, or the kernel does not tell.
+    pub fn count(&self, ports: Vec<Vec<Application>>) -> Vec<Option<u64>> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reading) = last.as_ref().filter(|r| r.at.elapsed() < FRESH && r.of == ports) {
+            return reading.counts.clone();
+        }
+        let flat: Vec<Application> = ports.iter().flatten().copied().collect();
+        let mut found = beside(&flat).map(Vec::into_iter).ok();
+        let of_port = |apps: &Vec<Application>| {
+            let counts = found.as_mut().filter(|_| !apps.is_empty())?;
+            Some(counts.take(apps.len()).sum())
+        };
+        let counts: Vec<_> = ports.iter().map(of_port).collect();
+        *last = Some(Reading { at: Instant::now(), of: ports, counts: counts.clone() });
+        counts
+    }
+}
+
+/// How many connections each application has that do not come from this process.
+fn beside(applications: &[Application]) -> io::Result<Vec<u64>> {
+    let mut counts = vec![0; applications.len()];
+    if applications.is_empty() {
+        return Ok(counts);
+    }
+    let at = |end: SocketAddr| {
+        applications
+            .iter()
+            .position(|app| app.port == end.port() && app.ip.is_none_or(|ip| ip == end.ip()))
+    };
+    let own = Own::default();
+    let mut dialled = HashSet::new();
+    let mut served = Vec::new();
+    for family in [V4, V6] {
+        dump(family, &OPEN, |listed| {
+            // What was closed on this side, and is not held by anybody, only waits for its end.
+            let gone = listed.inode == 0 && matches!(listed.state, FIN_WAIT1 | FIN_WAIT2);
+            if let Some(at) = at(listed.local).filter(|_| !gone && !own.holds(&listed)) {
+                served.push((at, listed));
+            } else if at(listed.remote).is_some() && own.holds(&listed) {
+                dialled.insert((listed.local, listed.remote));
+            }
+        })?;
+    }
+    let mut questions = 0;
+    for (at, listed) in served {
+        let from = listed.remote;
+        if dialled.contains(&(from, listed.local)) {
+            continue;
+        }
+        // The table is no snapshot: our own end may have come or gone while it was read.
+        if is_here(from.ip(), listed.local.ip()) && questions < MOST_QUESTIONS {
+            questions += 1;
+            match find(from, listed.local)? {
+                Some(other) if !own.holds(&other) => {}
+                _ => continue,
+            }
+        }
+        counts[at] += 1;
+    }
+    Ok(counts)
+}
+
+/// Whether anybody listens where `called` leads.
+pub fn listens_at(called: SocketAddr) -> io::Result<bool> {
+    let mut found = false;
+    for family in [V4, V6] {
+        let question = question(family, DUMP, &[LISTEN], called.port(), None);
+        ask(question, |listed| {
+            let ip = listed.local.ip();
+            found |= listed.local.port() == called.port()
+                && (ip == called.ip() || ip.is_unspecified() && (family == V6 || called.is_ipv4()));
+        })?;
+    }
+    Ok(found)
+}
+
+/// Whether the other end of a connection, which called `called` from `from`, is a socket of this very
+/// process.
+pub fn is_own(from: SocketAddr, called: SocketAddr) -> bool {
+    match find(from, called) {
+        Ok(Some(listed)) => Own::default().holds(&listed),
+        Ok(None) | Err(_) => false,
+    }
+}
+
+/// Whether a connection between these began on this machine: its source is one of its own addresses,
+/// and the kernel takes the one that is called.
+pub fn is_here(from: IpAddr, called: IpAddr) -> bool {
+    from == called || from.is_loopback()
+}
+
+/// The sockets of this process; looked for only when a socket of its user was met.
+#[derive(Default)]
+struct Own {
+    inodes: OnceCell<Option<HashSet<u64>>>,
+}
+
+impl Own {
+    fn holds(&self, listed: &Listed) -> bool {
+        listed.inode != 0
+            && listed.uid == rustix::process::geteuid().as_raw()
+            && self
+                .inodes
+                .get_or_init(own_inodes)
+                .as_ref()
+                .is_none_or(|inodes| inodes.contains(&listed.inode))
+    }
+}
+
+/// The inodes of every socket this process holds; `None`: too many to look through.
+fn own_inodes() -> Option<HashSet<u64>> {
+    let mut inodes = HashSet::new();
+    for (count, entry) in fs::read_dir("/proc/self/fd").ok()?.enumerate() {
+        if count >= MOST_DESCRIPTORS {
+            return None;
+        }
+        let link = entry.ok().and_then(|entry| fs::read_link(entry.path()).ok());
+        let link = link.unwrap_or_default();
+        let number =
+            link.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']'));
+        inodes.extend(number.and_then(|number| number.parse::<u64>().ok()));
+    }
+    Some(inodes)
+}
+
+/// The socket whose own end is `local` and whose other end is `remote`.
+fn find(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Listed>> {
+    let family = if local.is_ipv4() { V4 } else { V6 };
+    let mut found = None;
+    let asked = ask(question(family, 0, &[], local.port(), Some((local, remote))), |listed| {
+        found = Some(listed);
+    });
+    match asked {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+        Ok(()) => Ok(found.filter(|found| found.local == local && found.remote == remote)),
+    }
+}
+
+fn dump(family: u8, states: &[u8], each: impl FnMut(Listed)) -> io::Result<()> {
+    ask(question(family, DUMP, states, 0, None), each)
+}
+
+/// `struct inet_diag_req_v2`. A dump is of the local port `port`, 0 of all; else it is about one socket.
+fn question(
+    family: u8,
+    dump: u16,
+    states: &[u8],
+    port: u16,
+    ends: Option<(SocketAddr, SocketAddr)>,
+) -> Message {
+    let mut request = [0; 56];
+    request[..2].copy_from_slice(&[family, libc::IPPROTO_TCP as u8]);
+    let states: u32 = states.iter().map(|state| 1 << state).sum();
+    request[4..8].copy_from_slice(&states.to_ne_bytes());
+    request[8..10].copy_from_slice(&port.to_be_bytes());
+    if let Some((local, remote)) = ends {
+        request[10..12].copy_from_slice(&remote.port().to_be_bytes());
+        for (at, ip) in [(12, local.ip()), (28, remote.ip())] {
+            match ip {
+                IpAddr::V4(ip) => request[at..at + 4].copy_from_slice(&ip.octets()),
+                IpAddr::V6(ip) => request[at..at + 16].copy_from_slice(&ip.octets()),
+            }
+        }
+        request[48..56].copy_from_slice(&NO_COOKIE);
+    }
+    Message::new(SOCK_DIAG_BY_FAMILY, REQUEST | dump, 1, &request)
+}
+
+fn ask(question: Message, mut each: impl FnMut(Listed)) -> io::Result<()> {
+    let netlink = Netlink::open(SOCK_DIAG)?;
+    let bytes = question.into_bytes();
+    let is_dump = u16::from_ne_bytes([bytes[6], bytes[7]]) & DUMP != 0;
+    netlink.send(&bytes)?;
+    let received = netlink.receive(|message| {
+        if let Some(listed) = listed(message) {
+            each(listed);
+        }
+        !is_dump
+    });
+    received.map_err(|(_, error)| error)
+}
+
+/// `struct inet_diag_msg`
+fn listed(message: Received<'_>) -> Option<Listed> {
+    let body = message.body;
+    if message.kind != SOCK_DIAG_BY_FAMILY {
+        return None;
+    }
+    let number = |at: usize| Some(u32::from_ne_bytes(body.get(at..at + 4)?.try_into().ok()?));
+    let end = |port: usize, ip: usize| {
+        let ip: IpAddr = match body[0] {
+            V4 => IpAddr::from(<[u8; 4]>::try_from(body.get(ip..ip + 4)?).ok()?),
+            _ => Ipv6Addr::from(<[u8; 16]>::try_from(body.get(ip..ip + 16)?).ok()?).to_canonical(),
+        };
+        Some(SocketAddr::new(ip, u16::from_be_bytes([*body.get(port)?, *body.get(port + 1)?])))
+    };
+    Some(Listed {
+        state: *body.get(1)?,
+        local: end(4, 8)?,
+        remote: end(6, 24)?,
+        uid: number(64)?,
+        inode: number(68)?.into(),
+    })
+}
