@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
-use tidegate::limit::{Entry, Gate, Mode, Permit, Settings, Ticket};
+use tidegate::limit::{Client, Entry, Gate, Mode, Permit, Settings, Ticket};
 
 fn settings(mode: Mode, limit: u32, queue_length: u32) -> Settings {
     Settings {
@@ -42,8 +42,8 @@ fn waiting(entry: Entry) -> Ticket {
 fn uncontended(c: &mut Criterion) {
     let now = Instant::now();
     let mut group = c.benchmark_group("uncontended");
-    let v4 = Some(IpAddr::from([192, 0, 2, 1]));
-    let v6 = Some("2001:db8::1".parse().expect("an address"));
+    let v4 = Some(Client::from(IpAddr::from([192, 0, 2, 1])));
+    let v6 = Some("2001:db8::1".parse::<IpAddr>().expect("an address").into());
     let gate = Gate::new(&settings(Mode::Enforce, 100, 100));
     for (name, client) in [("no client", None), ("IPv4 client", v4), ("IPv6 client", v6)] {
         group.bench_function(name, |b| b.iter(|| drop(gate.enter(now, black_box(client)))));

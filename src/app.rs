@@ -336,8 +336,6 @@ impl DataPlane {
         for (port, new) in self.ports.iter().zip(&config.ports) {
             port.gate.apply(&new.gate);
             port.configure(new.conn.clone());
-            // A lower limit leaves less room for idle connections.
-            port.app_spare.notify_waiters();
         }
         self.shared.set_max_connections(config.max_connections);
         if let Some(tracer) = &self.shared.tracer {

@@ -100,6 +100,8 @@ pub const KEYS: &[Key] = &[
         "the longest anybody waits before being refused"),
     key("per-client-limit", count(1, MAX_COUNT, Some("none")), Port, LIVE, Text("none"),
         "requests (TCP: connections) one source address may have, active and waiting"),
+    key("per-client-header", Kind::Header, Port, RESTART, Text("none"),
+        "request header whose value is the client of per-client-limit, such as a tenant's name set by something you trust; without it, the address"),
     key("max-connections", count(1, MAX_COUNT, None), Process, RESTART, Rule("from RLIMIT_NOFILE"),
         "connections the gateway itself holds, in whatever stage"),
     key("refuse-status", choice(&["503", "429"]), Port, LIVE, Text("503"),

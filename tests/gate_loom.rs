@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use tidegate::limit::{Entry, Gate, Mode, Permit, Settings, Ticket};
+use tidegate::limit::{Client, Entry, Gate, Mode, Permit, Settings, Ticket};
 use tidegate::outcome::Reason;
 
 /// The queue timeout in all scenarios; the clock only moves where one says so.
@@ -346,7 +346,7 @@ fn a_clients_last_place_is_given_once() {
         let scene = Scene::new(2);
         scene.gate.apply(&Settings { per_client_limit: NonZeroU32::new(1), ..settings(2) });
         let arrive = |scene: Scene| {
-            let client = std::net::IpAddr::from([192, 0, 2, 1]);
+            let client = Client::named(b"one");
             match scene.gate.enter(scene.now, Some(client)) {
                 Entry::Admit(permit) => drop(scene.count(permit, 1)),
                 Entry::Wait(_) => panic!("there are two slots"),

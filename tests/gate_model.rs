@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
-use tidegate::limit::{Entry, Gate, Mode, Permit, Settings, Snapshot, Ticket};
+use tidegate::limit::{Client, Entry, Gate, Mode, Permit, Settings, Snapshot, Ticket};
 use tidegate::outcome::Reason;
 
 /// So many client addresses take part.
@@ -290,11 +290,11 @@ impl Real {
 }
 
 /// The same client, by IPv4 or through an IPv6 socket, is the same.
-fn address(client: u8) -> IpAddr {
-    match client % 2 {
+fn address(client: u8) -> Client {
+    Client::from(match client % 2 {
         0 => IpAddr::from([192, 0, 2, client]),
         _ => IpAddr::from([0, 0, 0, 0, 0, 0xffff, 0xc000, 0x0200 | u16::from(client)]),
-    }
+    })
 }
 
 /// Lets `event` happen to both, and compares all there is to see.

@@ -5,7 +5,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use ::http::StatusCode;
+use ::http::{HeaderName, StatusCode};
 use rustix::process::{Resource, getrlimit};
 
 use crate::admin::Setting;
@@ -210,10 +210,8 @@ impl Layers {
                 Some("429") => StatusCode::TOO_MANY_REQUESTS,
                 _ => StatusCode::SERVICE_UNAVAILABLE,
             },
-            deadline_header: match self.value("deadline-header", port) {
-                Some(Value::Text(name)) if name != "none" => name.parse().ok(),
-                _ => None,
-            },
+            per_client_header: self.header("per-client-header", port),
+            deadline_header: self.header("deadline-header", port),
             app_http2: match self.choice("app-http2", port) {
                 Some("always") => AppHttp2::Always,
                 Some("never") => AppHttp2::Never,
@@ -226,6 +224,13 @@ impl Layers {
                 _ => Forwarded::XForwarded,
             },
             via: self.switch("via", port),
+        }
+    }
+
+    fn header(&self, key: &str, port: Option<u16>) -> Option<HeaderName> {
+        match self.value(key, port) {
+            Some(Value::Text(name)) if name != "none" => name.parse().ok(),
+            _ => None,
         }
     }
 

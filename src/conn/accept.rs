@@ -133,7 +133,7 @@ pub(super) fn ask(port: &Port, peer: Option<SocketAddr>, now: Instant) -> Entry 
     if is_crowded(port) {
         return Entry::Refuse(Reason::MaxConnections);
     }
-    port.gate.enter(now, peer.map(|peer| peer.ip()))
+    port.gate.enter(now, peer.map(|peer| peer.ip().into()))
 }
 
 fn turn_away(port: &Port, socket: Socket, entry: Registered, reason: Reason) {

@@ -24,6 +24,7 @@ mod release;
 
 pub mod port;
 pub mod registry;
+pub mod seats;
 pub mod trace;
 
 use std::future::poll_fn;

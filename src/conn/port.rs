@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use super::Config;
 use super::registry::Registry;
+use super::seats::Seats;
 use super::trace::Tracer;
 use crate::io::App;
 use crate::lifecycle::Signal;
@@ -34,12 +34,8 @@ pub struct Port {
     pub protocol: Protocol,
     /// How long requests take (HTTP).
     pub pace: Pace,
-    /// Rung when the application has a connection less.
-    pub app_room: Notify,
-    /// Rung when somebody needs an idle connection of another worker to be closed.
-    pub app_spare: Notify,
     /// Connections to the application that carry HTTP, of all workers.
-    app_connections: AtomicU32,
+    pub seats: Arc<Seats>,
     config: RwLock<Arc<Config>>,
 }
 
@@ -59,11 +55,6 @@ pub enum Protocol {
 pub struct Pace {
     /// In nanoseconds; 0: nothing is known.
     mean: AtomicU64,
-}
-
-/// The right to one connection to the application of an HTTP port; dropping it gives it back.
-pub struct AppSeat {
-    port: Arc<Port>,
 }
 
 /// What the ports of one process share.
@@ -103,21 +94,9 @@ impl Port {
             shared,
             protocol,
             pace: Pace::default(),
-            app_room: Notify::new(),
-            app_spare: Notify::new(),
-            app_connections: AtomicU32::new(0),
+            seats: Arc::default(),
             config: RwLock::new(Arc::new(config)),
         }
-    }
-
-    /// Whether the application may have one more connection that carries HTTP.
-    pub fn has_app_room(&self) -> bool {
-        self.app_connections.load(Ordering::Acquire) < self.gate.limit()
-    }
-
-    /// Whether it has more than it may: the limit was lowered.
-    pub fn has_too_many_app_connections(&self) -> bool {
-        self.app_connections.load(Ordering::Acquire) > self.gate.limit()
     }
 
     /// The settings for a connection that comes now.
@@ -125,9 +104,10 @@ impl Port {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// New settings, for connections that come from now on.
+    /// New settings, for connections that come from now on; the gate has its own already.
     pub fn configure(&self, config: Config) {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        self.seats.limit_changed();
     }
 }
 
@@ -160,23 +140,6 @@ impl Pace {
             0 => None,
             nanos => Some(Duration::from_nanos(nanos)),
         }
-    }
-}
-
-impl AppSeat {
-    /// One more connection, if the limit allows it.
-    pub fn take(port: &Arc<Port>) -> Option<Self> {
-        let limit = port.gate.limit();
-        let more = |open: u32| (open < limit).then_some(open + 1);
-        let taken = port.app_connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
-        taken.ok().map(|_| Self { port: port.clone() })
-    }
-}
-
-impl Drop for AppSeat {
-    fn drop(&mut self) {
-        self.port.app_connections.fetch_sub(1, Ordering::AcqRel);
-        self.port.app_room.notify_one();
     }
 }
 

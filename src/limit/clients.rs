@@ -1,8 +1,8 @@
-//! How much each client address has active and queued, and whether one more is too much.
+//! How much each client has active and queued, and whether one more is too much.
 //!
 //! Counted also while no cap is set, so that a cap switched on live covers what is already there.
 //!
-//! Always true: an address is in the census exactly while something of it is active or queued, so the
+//! Always true: a client is in the census exactly while something of it is active or queued, so the
 //! census is no larger than what the gate holds. Checking and counting happen under one lock, so two
 //! arrivals cannot both be the last allowed.
 
@@ -11,7 +11,7 @@ use super::{Mode, Settings};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 /// Enough that the few worker threads a sidecar has seldom meet on one lock.
 const SHARDS: usize = 16;
@@ -22,9 +22,10 @@ const KEPT: usize = 256;
 /// Set in the rule while an arrival beyond the cap is refused, and not only noted.
 const REFUSES: u64 = 1 << 32;
 
-/// A client's address as it is counted: IPv4 and IPv4 mapped into IPv6 are the same client.
+/// Whom an arrival is counted for: an address (IPv4 and IPv4 mapped into IPv6 are the same client), or
+/// a name. In halves, because a `u128` would be aligned to 16 bytes and every connection holds one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Client(Ipv6Addr);
+pub struct Client([u64; 2]);
 
 /// Whether an arrival was counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,16 +63,30 @@ pub(super) struct Clients {
 
 impl From<IpAddr> for Client {
     fn from(address: IpAddr) -> Self {
-        Self(match address {
+        let v6 = match address {
             IpAddr::V4(v4) => v4.to_ipv6_mapped(),
             IpAddr::V6(v6) => v6,
-        })
+        };
+        let bits = v6.to_bits();
+        Self([(bits >> 64) as u64, bits as u64])
+    }
+}
+
+impl Client {
+    /// The client of this name, in whatever bytes. Only a hash of it is kept: 128 bits with a key
+    /// drawn at start-up, so that two names, or a name and an address, are not the same by accident,
+    /// nor by somebody's design.
+    pub fn named(name: &[u8]) -> Self {
+        use std::sync::LazyLock;
+        static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
+        Self([0, 1].map(|half: usize| KEYS[half].hash_one(name)))
     }
 }
 
 impl Hash for Client {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u128(self.0.to_bits());
+        let [high, low] = self.0;
+        state.write_u128(u128::from(high) << 64 | u128::from(low));
     }
 }
 
@@ -152,7 +167,7 @@ impl Clients {
     /// Neighbouring addresses differ in the last bytes. Somebody who aims for one shard gains
     /// contention on a lock held for nanoseconds; the maps themselves hash with a secret key.
     fn shard(&self, client: Client) -> &Mutex<Shard> {
-        let folded = client.0.octets().into_iter().fold(0, |a, b| a ^ b);
+        let folded = (client.0[0] ^ client.0[1]).to_ne_bytes().into_iter().fold(0, |a, b| a ^ b);
         &self.shards[usize::from(folded ^ folded >> 4) % SHARDS]
     }
 }
@@ -217,10 +232,18 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_one_client_and_no_other() {
+        let (one, other) = (Client::named(b"one"), Client::named(b"other"));
+        assert_eq!(one, Client::named(b"one"));
+        assert_ne!(one, other);
+        assert_ne!(one.0[0], one.0[1], "each half has a key of its own");
+    }
+
+    #[test]
     fn who_has_nothing_here_is_not_in_the_census() {
         let clients = Clients::new(&capped(Mode::Enforce, 1));
         let all: Vec<_> = (0..=u16::MAX)
-            .map(|n| Client(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n)))
+            .map(|n| Client::from(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, n])))
             .collect();
         for &client in &all {
             assert_eq!(clients.join(client), Census::Within);

@@ -22,7 +22,6 @@ use super::word::Word;
 use super::{Entry, Permit, Settings, Snapshot, Ticket};
 use crate::outcome::Reason;
 use std::fmt;
-use std::net::IpAddr;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -59,9 +58,8 @@ impl Gate {
     }
 
     /// Admits, queues or refuses one arrival, which counts towards `client`'s share if that is known.
-    pub fn enter(&self, now: Instant, client: Option<IpAddr>) -> Entry {
+    pub fn enter(&self, now: Instant, client: Option<Client>) -> Entry {
         let shared = &self.shared;
-        let client = client.map(Client::from);
         let beyond_cap = match client.map(|client| shared.clients.join(client)) {
             None | Some(Census::Within) => false,
             Some(Census::Beyond) => true,
@@ -427,7 +425,7 @@ mod tests {
     fn a_closed_gate_tells_all_but_the_called_that_it_drains() {
         let now = Instant::now();
         let (gate, task) = (Gate::new(&enforcing(1, 9)), Task::new());
-        let client = Some(IpAddr::from([192, 0, 2, 1]));
+        let client = Some(Client::named(b"one"));
         let inside = admitted(gate.enter(now, client));
         let mut called = waiting(gate.enter(now, None));
         drop(inside);
@@ -452,7 +450,7 @@ mod tests {
         let now = Instant::now();
         let capped = Settings { per_client_limit: NonZeroU32::new(2), ..enforcing(1, 9) };
         let gate = Gate::new(&capped);
-        let client = |last| Some(IpAddr::from([192, 0, 2, last]));
+        let client = |name: u8| Some(Client::named(&[name]));
         let inside = admitted(gate.enter(now, client(1)));
         let queued = waiting(gate.enter(now, client(1)));
         assert_eq!(refused(gate.enter(now, client(1))), Reason::PerClientLimit);

@@ -24,6 +24,7 @@ mod shadow;
 mod sync;
 mod word;
 
+pub use clients::Client;
 pub use gate::Gate;
 pub use permit::{Permit, Ticket};
 
@@ -74,7 +75,7 @@ pub struct Settings {
     pub queue_length: u32,
     /// The longest anybody waits.
     pub queue_timeout: Duration,
-    /// The most one client address may have active and queued.
+    /// The most one client may have active and queued.
     pub per_client_limit: Option<NonZeroU32>,
     /// Limits tried on live traffic while observing; at most [`MAX_SHADOW_LIMITS`].
     pub shadow_limits: Vec<NonZeroU32>,

@@ -226,7 +226,8 @@ fn ten_thousand_idle_connections(engine: Engine) {
 
     let mut took = hdrhistogram::Histogram::<u64>::new(3).expect("3 digits");
     let mut busy = Client::connect(gateway.address).expect("connects");
-    for _ in 0..200 {
+    // Enough of them that a hiccup of the machine is no p99.
+    for _ in 0..2_000 {
         let start = std::time::Instant::now();
         echo_once(&mut busy);
         took.record(start.elapsed().as_micros() as u64).expect("in range");

@@ -22,7 +22,7 @@ use crate::conn::admit::has_left;
 use crate::conn::release;
 use crate::conn::trace::{Arrival, Trace};
 use crate::io::Engine;
-use crate::limit::{Entry, Permit, Ticket};
+use crate::limit::{self, Entry, Permit, Ticket};
 use crate::outcome::{Outcome, Reason};
 
 /// A request and its slot.
@@ -94,8 +94,7 @@ where
             let trace = client.trace(&request, arrived, 1);
             return self.turn_away(&request, arrived, trace, Reason::DeadlineUnmeetable);
         }
-        let ip = client.address.map(|address| address.ip());
-        match client.port().gate.enter(arrived, ip) {
+        match client.port().gate.enter(arrived, client.counted_as(&request)) {
             Entry::Admit(permit) => {
                 let trace = client.trace(&request, arrived, 2);
                 let slot = client.slot(arrived, arrived, trace, permit);
@@ -158,6 +157,16 @@ impl<E: Engine> Client<E> {
         trace.refused(&response);
         trace.end(outcome, None, now);
         response
+    }
+
+    /// Whom a request is counted for: the name it bears, if there is to be one, else its address.
+    fn counted_as(&self, request: &Request<Incoming>) -> Option<limit::Client> {
+        let header = self.config.http.per_client_header.as_ref();
+        let name = header.and_then(|header| request.headers().get(header));
+        match name {
+            Some(name) => Some(limit::Client::named(name.as_bytes())),
+            None => self.address.map(|address| address.ip().into()),
+        }
     }
 
     fn slot(&self, arrived: Instant, admitted: Instant, trace: Trace, permit: Permit) -> Slot {

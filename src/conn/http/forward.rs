@@ -18,6 +18,10 @@ use crate::conn::trace::Trace;
 use crate::io::Engine;
 use crate::outcome::{Outcome, Reason};
 
+/// Connections that may turn out to have ended before the request was sent, until the application is
+/// believed to be gone.
+const TRIES: usize = 3;
+
 /// Serve one admitted request.
 #[allow(clippy::manual_async_fn, reason = "an async fn would keep room for its arguments twice")]
 pub fn forward<E: Engine>(
@@ -32,6 +36,8 @@ pub fn forward<E: Engine>(
         let by_stream = !asks_to_switch
             && match client.config.http.app_http2 {
                 AppHttp2::Always => true,
+                // There is no gRPC but on HTTP/2.
+                AppHttp2::Auto if client.http2 && manner.is_grpc() => true,
                 AppHttp2::Auto if client.http2 => Box::pin(takes_http2(&client)).await,
                 AppHttp2::Auto | AppHttp2::Never => false,
             };
@@ -104,12 +110,20 @@ fn connection<E: Engine>(
     let body = body(client, incoming);
     let mut next = Some((Request::from_parts(parts, body), slot));
     async move {
+        let mut dialled = 0;
         loop {
             let (mut ready, mut slot) = next.take().expect("set before each round");
             let key = match upstream.idle_connection() {
                 Some(key) => key,
+                None if dialled == TRIES => {
+                    let trace = slot.refuse(&ready, Reason::UpstreamRefused);
+                    return Err((Cause::Reason(Reason::UpstreamRefused), trace));
+                }
                 None => match Box::pin(upstream.connection(&client.config)).await {
-                    Ok(key) => key,
+                    Ok(key) => {
+                        dialled += 1;
+                        key
+                    }
                     Err(reason) => {
                         let trace = slot.refuse(&ready, reason);
                         return Err((Cause::Reason(reason), trace));
@@ -157,8 +171,6 @@ async fn stream<E: Engine>(
     mut request: Request<Incoming>,
     slot: Slot,
 ) -> Answered {
-    /// Connections that may turn out to have ended before one is believed.
-    const TRIES: usize = 3;
     let upstream = &client.upstream;
     headers::as_http2(&mut request);
     let lease = upstream.stream_lease();

@@ -63,6 +63,8 @@ pub struct Config {
     pub app_keepalive: Duration,
     /// What a request is told that found no room: 503 or 429.
     pub refuse_status: StatusCode,
+    /// The header by whose value requests are counted per client, instead of their address.
+    pub per_client_header: Option<HeaderName>,
     /// The header in which clients say how long they wait, besides `grpc-timeout`.
     pub deadline_header: Option<HeaderName>,
     /// Whether the application is spoken to in HTTP/2.

@@ -57,10 +57,19 @@ struct Words {
 }
 
 impl Manner {
+    /// Whether the client speaks gRPC.
+    pub const fn is_grpc(&self) -> bool {
+        self.grpc
+    }
+
     /// As the request says.
     pub fn of<B>(request: &Request<B>) -> Self {
         let headers = request.headers();
-        let grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+        // Not gRPC-Web, which is another protocol and goes over HTTP/1 too.
+        let grpc = |value: &HeaderValue| {
+            let rest = value.as_bytes().strip_prefix(b"application/grpc");
+            rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+        };
         Self {
             grpc: headers.get(CONTENT_TYPE).is_some_and(grpc),
             http1: request.version() < Version::HTTP_2,
@@ -329,6 +338,21 @@ fn jitter() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn grpc_is_known_by_its_type() {
+        for (kind, grpc) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=utf-8", true),
+            ("application/grpc-web+proto", false),
+            ("application/json", false),
+        ] {
+            let request =
+                Request::builder().header(CONTENT_TYPE, kind).body(()).expect("a request");
+            assert_eq!(Manner::of(&request).is_grpc(), grpc, "{kind}");
+        }
+    }
 
     #[test]
     fn the_form_is_the_one_asked_for() {

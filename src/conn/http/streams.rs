@@ -1,7 +1,8 @@
 //! HTTP/2 to the application: one connection carries many exchanges, so the slot is a stream's.
 //!
-//! An application that speaks HTTP/2 without TLS cannot be asked for it; it is tried once per port:
-//! a preface and empty settings, which only HTTP/2 answers with settings.
+//! An application that speaks HTTP/2 without TLS cannot be asked for it; it is tried once per port and
+//! worker: a preface and empty settings, which only HTTP/2 answers with settings. One that says nothing
+//! is asked again after [`ASK_AGAIN`].
 //!
 //! Always true: a stream whose client has left is read to its end for `abandon-timeout` at most,
 //! its slot held, if the request had been sent to its end. A request that was broken off can only be
@@ -23,14 +24,17 @@ use hyper_util::rt::TokioIo;
 use super::body::RequestBody;
 use super::exchange::{Home, Lease, Slot};
 use super::upstream::{Unanswered, Upstream};
-use super::wire::{Head, Line, Watch};
+use super::wire::Watch;
 use super::{APP_HEAD, APP_STREAMS, CONNECTION_WINDOW, STREAM_WINDOW, Tasks};
-use crate::conn::{Config, connect};
+use crate::conn::Config;
 use crate::io::Engine;
 use crate::outcome::{Outcome, Reason};
 
 /// How long a slot is held after its stream was reset.
 const SETTLE: Duration = Duration::from_millis(500);
+
+/// How long an application that did not answer the question is taken to speak HTTP/1.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// A preface and empty settings (RFC 9113, section 3.4).
 const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -42,8 +46,19 @@ const SETTINGS: (usize, u8) = (3, 4);
 #[derive(Default)]
 pub struct Streams {
     links: RefCell<Vec<Rc<Link>>>,
-    /// Whether the application speaks HTTP/2, once it was tried.
-    spoken: Cell<Option<bool>>,
+    spoken: Cell<Spoken>,
+}
+
+/// Whether the application speaks HTTP/2.
+#[derive(Clone, Copy, Debug, Default)]
+enum Spoken {
+    /// It was not asked yet, or could not be reached.
+    #[default]
+    Unknown,
+    /// Its answer.
+    Known(bool),
+    /// It did not answer then.
+    Silent(Instant),
 }
 
 /// One connection.
@@ -80,23 +95,20 @@ impl Streams {
 impl<E: Engine> Upstream<E> {
     /// Whether the application speaks HTTP/2.
     pub async fn speaks_http2(&self, config: &Config) -> bool {
-        if let Some(spoken) = self.streams.spoken.get() {
-            return spoken;
+        match self.streams.spoken.get() {
+            Spoken::Known(spoken) => return spoken,
+            Spoken::Silent(since) if since.elapsed() < ASK_AGAIN => return false,
+            Spoken::Silent(_) | Spoken::Unknown => {}
         }
-        match self.try_http2(config).await {
-            Ok(spoken) => {
-                self.streams.spoken.set(Some(spoken));
-                spoken
-            }
-            // Ask again next time.
-            Err(_) => false,
-        }
+        let spoken = self.ask_for_http2(config).await.unwrap_or(Spoken::Unknown);
+        self.streams.spoken.set(spoken);
+        matches!(spoken, Spoken::Known(true))
     }
 
-    async fn try_http2(&self, config: &Config) -> io::Result<bool> {
-        let stream = connect::connect(&self.engine, &self.port, config, None).await;
-        let stream = stream.map_err(|_| io::ErrorKind::ConnectionRefused)?;
-        let line = Line::new(&self.engine, stream, Head::Busy);
+    async fn ask_for_http2(&self, config: &Config) -> Result<Spoken, Reason> {
+        // It may turn out to be an application that is promised so many connections and no more.
+        let seat = self.seat(config).await?;
+        let line = self.reach(config).await?;
         let asked = async {
             line.write_all(HELLO).await?;
             let mut head = [0; 9];
@@ -107,12 +119,18 @@ impl<E: Engine> Upstream<E> {
                     n => read += n,
                 }
             }
-            Ok(head[SETTINGS.0] == SETTINGS.1)
+            Ok::<_, io::Error>(head[SETTINGS.0] == SETTINGS.1)
         };
-        tokio::select! {
-            spoken = asked => spoken,
-            () = self.engine.sleep_until(Instant::now() + config.connect_timeout) => Ok(false),
-        }
+        let spoken = tokio::select! {
+            // Who breaks the connection off has understood nothing.
+            spoken = asked => Spoken::Known(spoken.unwrap_or(false)),
+            () = self.engine.sleep_until(Instant::now() + config.connect_timeout) => {
+                Spoken::Silent(Instant::now())
+            }
+        };
+        let halt = matches!(spoken, Spoken::Silent(_)).then_some(Outcome::Abandoned);
+        self.let_go(line, seat, halt);
+        Ok(spoken)
     }
 
     /// Send a request as one stream of a connection.
@@ -144,12 +162,7 @@ impl<E: Engine> Upstream<E> {
     }
 
     async fn open_link(self: &Rc<Self>, config: &Config) -> Result<Rc<Link>, Reason> {
-        let stream = connect::connect(&self.engine, &self.port, config, None).await;
-        let stream = stream.map_err(|outcome| match outcome {
-            Outcome::Refused(reason) => reason,
-            _ => Reason::Draining,
-        })?;
-        let line = Line::new(&self.engine, stream, Head::Busy);
+        let line = self.reach(config).await?;
         let shaken = http2::Builder::new(Tasks(self.engine.clone()))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

@@ -32,7 +32,7 @@ use super::body::RequestBody;
 use super::exchange::{Home, Lease, Slot, State};
 use super::streams::Streams;
 use super::wire::{Head, Line, Watch, Wire};
-use crate::conn::port::AppSeat;
+use crate::conn::seats::Seat;
 use crate::conn::{Config, Port, connect};
 use crate::io::{Engine, sock};
 use crate::outcome::{Outcome, Reason};
@@ -69,7 +69,7 @@ type Connection<E> = http1::Connection<TokioIo<Wire<E>>, RequestBody>;
 pub struct Switched<E: Engine> {
     pub line: Rc<Line<E>>,
     pub read: Bytes,
-    pub seat: AppSeat,
+    pub seat: Seat,
 }
 
 /// Why a request got no answer.
@@ -112,27 +112,41 @@ impl<E: Engine> Upstream<E> {
 
     /// A connection that is ready for a request: an idle one, or a new one.
     pub async fn connection(&self, config: &Config) -> Result<usize, Reason> {
+        let deadline = Instant::now() + config.connect_timeout;
         loop {
             while let Some((key, _)) = self.pop_idle() {
                 if self.is_ready(key).await {
                     return Ok(key);
                 }
             }
-            if let Some(seat) = AppSeat::take(&self.port) {
-                return self.dial(config, seat).await;
+            match self.port.seats.take(self.port.gate.limit()) {
+                Some(seat) => return self.dial(config, seat).await,
+                // The room is another worker's idle connection, or one that is being closed.
+                None => self.room(deadline).await?,
             }
-            // With a slot but without room: the room is another worker's idle connection, or one
-            // that is being closed.
-            let room = pin!(self.port.app_room.notified());
-            self.port.app_spare.notify_waiters();
-            if self.port.has_app_room() {
-                continue;
+        }
+    }
+
+    /// Room for one more connection, at the cost of an idle one if there is no other.
+    pub(super) async fn seat(&self, config: &Config) -> Result<Seat, Reason> {
+        let deadline = Instant::now() + config.connect_timeout;
+        loop {
+            if let Some(seat) = self.port.seats.take(self.port.gate.limit()) {
+                return Ok(seat);
             }
-            let patience = pin!(self.engine.sleep_until(Instant::now() + config.connect_timeout));
-            tokio::select! {
-                () = room => {}
-                () = patience => return Err(Reason::UpstreamTimeout),
+            if let Some((key, _)) = self.pop_idle() {
+                self.close(key);
             }
+            self.room(deadline).await?;
+        }
+    }
+
+    /// Wait until there may be room for one more connection.
+    async fn room(&self, deadline: Instant) -> Result<(), Reason> {
+        tokio::select! {
+            biased;
+            () = self.port.seats.room(|| self.port.gate.limit()) => Ok(()),
+            () = self.engine.sleep_until(deadline) => Err(Reason::UpstreamTimeout),
         }
     }
 
@@ -189,13 +203,18 @@ impl<E: Engine> Upstream<E> {
         .await
     }
 
-    async fn dial(&self, config: &Config, seat: AppSeat) -> Result<usize, Reason> {
+    /// A new connection, by nobody watched yet.
+    pub(super) async fn reach(&self, config: &Config) -> Result<Rc<Line<E>>, Reason> {
         let stream = connect::connect(&self.engine, &self.port, config, None).await;
         let stream = stream.map_err(|outcome| match outcome {
             Outcome::Refused(reason) => reason,
             _ => Reason::Draining,
         })?;
-        let line = Line::new(&self.engine, stream, Head::Busy);
+        Ok(Line::new(&self.engine, stream, Head::Busy))
+    }
+
+    async fn dial(&self, config: &Config, seat: Seat) -> Result<usize, Reason> {
+        let line = self.reach(config).await?;
         let shaken = http1::Builder::new()
             .max_buf_size(super::APP_BUFFER)
             .handshake(TokioIo::new(line.wire()))
@@ -222,7 +241,7 @@ impl<E: Engine> Upstream<E> {
         mut connection: Connection<E>,
         line: Rc<Line<E>>,
         lease: Rc<Lease>,
-        seat: AppSeat,
+        seat: Seat,
         config: Config,
     ) {
         let halt = self.drive(&mut connection, &line, config.write_stall_timeout).await;
@@ -319,6 +338,15 @@ impl<E: Engine> Upstream<E> {
         drop(slot);
     }
 
+    /// A connection that carried no exchange is done with: end it, and give its seat back then.
+    pub(super) fn let_go(&self, line: Rc<Line<E>>, seat: Seat, halt: Option<Outcome>) {
+        let Some(upstream) = self.myself.upgrade() else { return };
+        self.engine.spawn(self.tasks.track_future(async move {
+            upstream.wind_up(line, None, halt, PARTING).await;
+            drop(seat);
+        }));
+    }
+
     fn remove(&self, key: usize) -> Link<E> {
         self.idle.borrow_mut().retain(|(idle, _)| *idle != key);
         self.links.borrow_mut().remove(key)
@@ -347,8 +375,9 @@ impl<E: Engine> Home for Upstream<E> {
         let open = links.get(key).and_then(|link| link.sender.as_ref());
         let keep = open.is_some_and(|sender| !sender.is_closed());
         drop(links);
-        if !keep || self.port.shared.closing.is_raised() || self.port.has_too_many_app_connections()
-        {
+        let port = &self.port;
+        let excess = port.seats.excess(port.gate.limit()) > 0;
+        if !keep || port.shared.closing.is_raised() || excess || port.seats.hear() {
             return self.close(key);
         }
         let mut idle = self.idle.borrow_mut();
@@ -361,42 +390,41 @@ impl<E: Engine> Home for Upstream<E> {
 
 /// Close what has been idle for long, what others have no room for, and at last everything.
 async fn keep_house<E: Engine>(upstream: Rc<Upstream<E>>) {
-    let closing = upstream.port.shared.closing.clone();
+    let port = &*upstream.port;
     loop {
-        let keep = upstream.port.config().http.app_keepalive;
-        let oldest = upstream.idle.borrow().first().map(|(_, since)| *since + keep);
-        let spare = pin!(upstream.port.app_spare.notified());
-        let asked = async {
-            match oldest {
-                Some(at) => tokio::select! {
-                    () = spare => true,
-                    () = upstream.engine.sleep_until(at) => false,
-                },
-                None => {
-                    upstream.kept.notified().await;
-                    false
-                }
-            }
-        };
-        let asked = tokio::select! {
-            asked = asked => asked,
-            () = closing.raised() => break,
-        };
-        let now = Instant::now();
-        let mut old: Vec<usize> = Vec::new();
-        upstream.idle.borrow_mut().retain(|(key, since)| {
-            let expired = asked && old.is_empty() || now >= *since + keep;
-            if expired {
-                old.push(*key);
-            }
-            !expired
-        });
-        for key in old {
+        // From here on nobody asks in vain.
+        let asked = pin!(port.seats.asked());
+        let keep = port.config().http.app_keepalive;
+        for key in superfluous(&upstream, Instant::now(), keep) {
             upstream.close(key);
+        }
+        let oldest = upstream.idle.borrow().first().map(|(_, since)| *since + keep);
+        let old = async {
+            match oldest {
+                Some(at) => upstream.engine.sleep_until(at).await,
+                None => upstream.kept.notified().await,
+            }
+        };
+        tokio::select! {
+            () = asked => {}
+            () = old => {}
+            () = port.shared.closing.raised() => break,
         }
     }
     for (key, _) in upstream.idle.take() {
         upstream.close(key);
     }
     upstream.streams.close();
+}
+
+/// Take the idle connections that are to end now out of the list.
+fn superfluous<E: Engine>(upstream: &Upstream<E>, now: Instant, keep: Duration) -> Vec<usize> {
+    let port = &*upstream.port;
+    let mut idle = upstream.idle.borrow_mut();
+    let mut count = idle.iter().take_while(|(_, since)| now >= *since + keep).count();
+    count = count.max(port.seats.excess(port.gate.limit()) as usize).min(idle.len());
+    while count < idle.len() && port.seats.hear() {
+        count += 1;
+    }
+    idle.drain(..count).map(|(key, _)| key).collect()
 }

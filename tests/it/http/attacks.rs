@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::gateway::Gateway;
 use crate::support::ledger::End;
-use crate::support::{Engine, Over, SOON, engines, process, scale, skip, slack, until};
+use crate::support::{Engine, Over, SOON, engines, process, scale, skip, slack, tail, until};
 
 use super::client::{self, Http1};
 use super::frames::{self, Raw};
@@ -21,7 +21,7 @@ engines!(
     a1_a_reset_does_not_free_the_slot,
     a2_continuation_flood,
     a3_made_you_reset,
-    a4_ping_and_settings_floods,
+    a4_floods_of_frames,
     a4_empty_data_flood,
     a5_slow_heads_hold_no_slot,
     a5_slow_bodies_and_slow_readers,
@@ -57,7 +57,7 @@ impl Bystander {
         }
         let p99 = |mut took: Vec<Duration>| {
             took.sort();
-            took[took.len() - 1 - (took.len() / 100).max(1)] // at least one may be an accident
+            took[(took.len() as f64 * tail(took.len())) as usize]
         };
         Self { p99: p99(through), busy: p99(directly) }
     }
@@ -201,11 +201,14 @@ fn a3_made_you_reset(engine: Engine) {
     }
 }
 
-/// A4: PING and SETTINGS want answers that nobody reads: what is owed stays small.
-fn a4_ping_and_settings_floods(engine: Engine) {
+/// A4: PING and SETTINGS want answers that nobody reads: what is owed stays small. PRIORITY and
+/// WINDOW_UPDATE want none, and cost next to nothing.
+fn a4_floods_of_frames(engine: Engine) {
     let ping = frames::frame(frames::PING, 0, 0, b"tidegate");
     let settings = frames::frame(frames::SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]);
-    for flood in [ping, settings] {
+    let priority = frames::frame(frames::PRIORITY, 0, 1, &[0, 0, 0, 0, 15]);
+    let update = frames::frame(frames::WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]);
+    for flood in [ping, settings, priority, update] {
         under_attack(engine, &[], |gateway| {
             let mut raw = Raw::connect(gateway.address);
             let patience = Some(Duration::from_millis(500));

@@ -18,6 +18,7 @@ mod outside; // servers and clients that people run
 mod rig; // the rig itself
 
 mod attacks; // A1 to A9: what one client can do to the others
+mod choices; // settings that choose
 mod classify; // ports that are auto
 mod curl; // P9: what clients rely on is the same with and without
 mod drain; // P6: nothing is lost when it goes
