@@ -18,7 +18,7 @@ use opentelemetry_sdk::trace::SpanData;
 use super::context::{self, Context};
 use super::span::{Clock, broken, context_of, ended_so, from, pair, push, span, waited_so};
 use super::words::{
-    bounded, cut, field_names, grpc_status, grpc_word, host_and_port, is_known, version,
+    bounded, cut, field_names, grpc_status, grpc_word, host_and_port, is_grpc, is_known, version,
 };
 use super::{Arrival, new_span};
 use crate::conn::Port;
@@ -82,7 +82,6 @@ impl Exchange {
     pub fn new<B>(trace: TraceId, arrival: Arrival<'_>, request: &Request<B>) -> Self {
         let (uri, headers) = (request.uri(), request.headers());
         let text = |name: HeaderName| headers.get(name).and_then(bounded);
-        let grpc = |kind: &HeaderValue| kind.as_bytes().starts_with(b"application/grpc");
         let caller = Context::of(headers);
         Self {
             trace,
@@ -103,7 +102,7 @@ impl Exchange {
             agent: text(USER_AGENT),
             id: text(X_REQUEST_ID),
             version: request.version(),
-            grpc: headers.get(CONTENT_TYPE).is_some_and(grpc),
+            grpc: headers.get(CONTENT_TYPE).is_some_and(is_grpc),
             answer: None,
         }
     }

@@ -11,6 +11,12 @@ const LONGEST: usize = 512;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
+/// The content type of gRPC, and not of gRPC-Web.
+pub fn is_grpc(kind: &HeaderValue) -> bool {
+    let rest = kind.as_bytes().strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
 /// The methods the conventions know.
 pub fn is_known(method: &Method) -> bool {
     const OTHERS: [&str; 2] = ["PATCH", "QUERY"];

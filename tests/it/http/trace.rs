@@ -424,13 +424,15 @@ fn t32_a_collector_that_misbehaves_touches_nothing(engine: Engine) {
             .env("OTEL_EXPORTER_OTLP_TIMEOUT", 700)
             .start();
         let mut client = Http1::connect(gateway.address);
-        let mut slowest = Duration::ZERO;
+        let mut took = Vec::new();
         for _ in 0..200 {
             let start = Instant::now();
             assert_eq!(client.get("/").status, 200, "{fault:?}");
-            slowest = slowest.max(start.elapsed());
+            took.push(start.elapsed());
         }
-        assert!(slowest < slack(Duration::from_millis(100)), "{fault:?}: {slowest:?}");
+        // Nearly all: on a shared machine a single one may have been held up by others.
+        took.sort_unstable();
+        assert!(took[190] < slack(Duration::from_millis(20)), "{fault:?}: {took:?}");
         let lost = || gateway.metric("tidegate_trace_spans_dropped_total", "export_failed");
         until("what it does not take is counted", SOON, || lost() > 0.0);
         if !matches!(fault, Fault::Absent) {
