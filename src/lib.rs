@@ -13,8 +13,8 @@
 //! The modules in layer order; a module imports only from above (`tests/layers.rs`):
 //!
 //! - [`outcome`] every way a connection can end, and why one may be refused
-//! - [`lifecycle`] the phases of the process, and its drain
 //! - [`telemetry`] logs and traces, each from a bounded queue
+//! - [`lifecycle`] the phases of the process, and its drain
 //! - [`io`] moves bytes: two engines behind one face, and the ladder that chooses
 //! - [`metrics`] every instrument of the data plane
 //! - [`limit`] decides: the gate, its queue, permits; no socket, no runtime, no clock

@@ -16,8 +16,9 @@ use std::path::Path;
 /// A module, and the modules it may import, in layer order: nothing imports from further down.
 const LAYERS: &[(&str, &[&str])] = &[
     ("outcome", &[]),
-    ("lifecycle", &[]),
     ("telemetry", &[]),
+    // A drain is a span.
+    ("lifecycle", &["telemetry"]),
     ("io", &[]),
     ("metrics", &["outcome"]),
     ("limit", &["outcome"]),
