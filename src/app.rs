@@ -34,8 +34,8 @@ use crate::lifecycle::{Cause, Lifecycle, Load, Report, Tally};
 use crate::limit::Gate;
 use crate::metrics::Demand;
 use crate::outcome::Outcome;
-use crate::telemetry::export;
-use crate::{telemetry, worker};
+use crate::telemetry::{Telemetry, control, export};
+use crate::{settings, telemetry, worker};
 
 /// Why `run` did not start.
 #[derive(Debug, thiserror::Error)]
@@ -104,19 +104,20 @@ pub fn raise_open_files() {
 }
 
 /// `tidegate run`: serve until drained.
-pub fn run(config: Config, layers: Layers, level: telemetry::Level) -> Result<Report, StartError> {
+pub fn run(config: Config, layers: Layers, telemetry: &Telemetry) -> Result<Report, StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the control plane")?;
-    LocalSet::new().block_on(&runtime, start(config, layers, level))
+    LocalSet::new().block_on(&runtime, start(config, layers, telemetry))
 }
 
 async fn start(
     config: Config,
     layers: Layers,
-    level: telemetry::Level,
+    telemetry: &Telemetry,
 ) -> Result<Report, StartError> {
+    let starting = control::Start::new();
     let faces = admin::Faces {
         admin: config.admin,
         probe: config.probe,
@@ -130,15 +131,15 @@ async fn start(
     let faces = [admin?, probe?, metrics?];
     let life = Lifecycle::new();
     // Last to go: what was recorded until the end has a moment to leave.
-    let exporter = collector(&config)?;
-    let queue = exporter.as_ref().map(export::Exporter::queue);
+    let queue = telemetry.traces();
+    let exporter = collector(&config, queue.clone())?;
     let plane = Arc::new(DataPlane::start(&config, sockets, faces.to_vec(), &life, queue)?);
     let running = Arc::new(Running {
         plane: plane.clone(),
         life: life.clone(),
         faces,
         started: Instant::now(),
-        level,
+        level: telemetry.level(),
         beside: Beside::default(),
         settings: Mutex::new(Settings {
             layers,
@@ -148,21 +149,25 @@ async fn start(
         }),
         demand: Mutex::default(),
     });
-    let report = serve(plane, running, bound, life).await?;
+    let report = serve(plane, running, bound, life, starting).await?;
     drop(exporter);
     Ok(report)
 }
 
 /// The way to whoever collects traces.
-fn collector(config: &Config) -> anyhow::Result<Option<export::Exporter>> {
+fn collector(
+    config: &Config,
+    queue: Option<export::Queue>,
+) -> anyhow::Result<Option<export::Exporter>> {
     for ignored in &config.ignored {
         tracing::warn!("ignored: {ignored}");
     }
-    let Some(export) = config.export.clone() else { return Ok(None) };
+    let (Some(export), Some(queue)) = (config.export.clone(), queue) else { return Ok(None) };
     tracing::info!(endpoint = export.endpoint, protocol = ?export.protocol, "exporting traces");
     // The drain ends so long before the process is killed.
     let leave = config.drain.reserve() / 2;
-    export::start(export, leave).map(Some).context("cannot start the thread that exports traces")
+    let exporter = export::start(queue, export, leave);
+    exporter.map(Some).context("cannot start the thread that exports traces")
 }
 
 /// Open every address, or say of each that cannot be opened why.
@@ -192,6 +197,7 @@ async fn serve(
     running: Arc<Running>,
     faces: admin::Bound,
     life: Lifecycle,
+    starting: control::Start,
 ) -> anyhow::Result<Report> {
     let stop = CancellationToken::new();
     let admin = spawn_local(faces.serve(running.clone(), stop.clone()));
@@ -206,6 +212,7 @@ async fn serve(
         tracing::info!(listen = %port.listen, app = %port.app_text, engine = plane.engine_name(), reason = plane.reason, "listening");
     }
     life.serving();
+    starting.serving(plane.engine_name(), &plane.reason);
 
     let report = life.run_drain(|| running.lock().config.drain.clone(), &*plane).await;
     tracing::info!(
@@ -404,8 +411,9 @@ impl DataPlane {
     /// What became of traces, if anybody collects them.
     fn traces(&self) -> Option<admin::Traces> {
         let tracer = self.shared.tracer.as_ref()?;
-        let export::Counts { exported, queue_full, failed } = tracer.counts();
-        Some(admin::Traces { exported, queue_full, export_failed: failed, capped: tracer.capped() })
+        let export::Counts { exported, queue_full, failed, too_many } = tracer.counts();
+        let capped = tracer.capped();
+        Some(admin::Traces { exported, queue_full, export_failed: failed, too_many, capped })
     }
 
     /// `uring` or `epoll`.
@@ -492,15 +500,19 @@ impl Running {
     }
 
     fn reread(&self) {
+        let change = control::Change::by("SIGHUP");
         let mut settings = self.lock();
         match settings.layers.reread_file() {
             Ok(changed) => {
                 settings.changes.file[0] += 1;
+                let before = settings.layers.describe();
                 self.take_over(&mut settings, changed);
                 tracing::info!("settings read again");
+                change.applied(&differing(&before, &settings.layers.describe()));
             }
             Err(mistakes) => {
                 settings.changes.file[1] += 1;
+                change.refused(&[]);
                 let all: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
                 let all = all.join("; ");
                 tracing::warn!("settings not changed, the last good ones stay: {all}");
@@ -613,16 +625,20 @@ impl Gateway for Running {
 
     fn set(&self, changes: BTreeMap<String, String>) -> Result<Vec<String>, Vec<String>> {
         let applied = changes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let change = control::Change::by("tidegate set");
+        let keys = known(&changes);
         let mut settings = self.lock();
         match settings.layers.set_live(changes) {
             Ok(changed) => {
                 settings.changes.live[0] += 1;
                 self.take_over(&mut settings, changed);
                 tracing::info!(?applied, "settings changed");
+                change.applied(&keys);
                 Ok(applied)
             }
             Err(mistakes) => {
                 settings.changes.live[1] += 1;
+                change.refused(&keys);
                 Err(mistakes.iter().map(ToString::to_string).collect())
             }
         }
@@ -632,4 +648,21 @@ impl Gateway for Running {
         let change = BTreeMap::from([("log-level".to_owned(), directive.to_owned())]);
         self.set(change).map(drop).map_err(|mistakes| mistakes.join("\n"))
     }
+}
+
+/// The settings that are asked for, without ports and what is none: nobody writes texts of theirs into a
+/// span.
+fn known(changes: &BTreeMap<String, String>) -> Vec<&'static str> {
+    let names = changes.keys().map(|key| key.split('.').next().unwrap_or_default());
+    let mut keys: Vec<_> = names.filter_map(|name| Some(settings::find(name)?.name)).collect();
+    keys.dedup();
+    keys
+}
+
+/// The settings that are not what they were.
+fn differing(before: &[Setting], after: &[Setting]) -> Vec<&'static str> {
+    let changed = before.iter().zip(after).filter(|(before, after)| before.value != after.value);
+    let mut keys: Vec<_> = changed.map(|(_, after)| after.key).collect();
+    keys.dedup();
+    keys
 }

@@ -14,8 +14,8 @@
 //!
 //! - [`escape`] bytes of strangers as text that can be shown
 //! - [`outcome`] every way a connection can end, and why one may be refused
-//! - [`lifecycle`] the phases of the process, and its drain
 //! - [`telemetry`] logs and traces, each from a bounded queue
+//! - [`lifecycle`] the phases of the process, and its drain
 //! - [`journal`] what was refused or broke of late, with the numbers that say why
 //! - [`access`] the access log, from a bounded queue
 //! - [`io`] moves bytes: two engines behind one face, and the ladder that chooses

@@ -21,6 +21,8 @@ use tokio_util::sync::{
     CancellationToken, WaitForCancellationFuture, WaitForCancellationFutureOwned,
 };
 
+use crate::telemetry::control;
+
 /// How a drain is paced. Durations are measured from the moment the drain starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -60,6 +62,16 @@ pub enum Cause {
     Request,
     /// A worker could not go on.
     Failure,
+}
+
+impl Cause {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Signal => "signal",
+            Self::Request => "request",
+            Self::Failure => "failure",
+        }
+    }
 }
 
 /// What the data plane carries, as the drain needs to know it. Counters only grow.
@@ -339,14 +351,21 @@ impl Lifecycle {
         let (closes, cuts) = (schedule.announce, schedule.deadline);
         // Nobody else sets it: a process drains once.
         let _ = self.inner.draining.set(Draining { cause, started: start, before, closes, cuts });
+        let span = control::Drain::new(cause.label(), before.active, before.queued);
 
         self.advance(Phase::Announcing);
+        span.phase("announcing", before.open);
         self.announce(&schedule, load).await;
 
         self.advance(Phase::Closing);
+        span.phase("closing", load.tally().open);
         self.inner.closing.raise();
         self.wait_until_empty(schedule.deadline, load, true).await;
 
+        let left = load.tally().open;
+        if left > 0 {
+            span.phase("cutting", left);
+        }
         load.close_gates();
         self.inner.cut.raise();
         let end = schedule.end.min(Instant::now() + CUT_GRACE);
@@ -363,6 +382,7 @@ impl Lifecycle {
             refused: after.refused - before.refused,
             seconds: start.elapsed().as_secs_f64(),
         };
+        span.ended(report.finished, report.cut, report.refused);
         self.advance(Phase::Drained);
         self.inner.report.send_replace(Some(report.clone()));
         report

@@ -65,11 +65,11 @@ fn run(args: &cli::Run) -> Exit {
         Ok(resolved) => resolved,
         Err(mistakes) => return misconfigured(&mistakes.to_string()),
     };
-    let telemetry = match telemetry::start(&config.log) {
+    let telemetry = match telemetry::start(&config.log, config.export.is_some()) {
         Ok(telemetry) => telemetry,
         Err(error) => return fail(&error.to_string()),
     };
-    match app::run(config, layers, telemetry.level()) {
+    match app::run(config, layers, &telemetry) {
         Ok(_) => Exit::Ok,
         Err(error @ app::StartError::Addresses(_)) => misconfigured(&error.to_string()),
         Err(error) => fail(&format!("{error:#}")),

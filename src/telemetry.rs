@@ -6,8 +6,10 @@
 //!
 //! Always true: a reader of stderr that has stopped reading stops that one thread and nobody else.
 //! Lines beyond [`QUEUE`] are dropped, counted, and said to have been. What is logged at once is one
-//! line, whatever is in it.
+//! line, whatever is in it. Spans of the control plane go to a layer of their own, if traces are
+//! collected ([`control`]), and never into the log.
 
+pub mod control;
 pub mod export;
 
 use std::io::{self, IsTerminal, Write};
@@ -17,7 +19,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
@@ -55,6 +57,8 @@ pub enum StartError {
 /// Logging that has begun. Dropping it waits for the last lines, but not for ever.
 pub struct Telemetry {
     level: Level,
+    /// Where spans are handed in, if they are collected.
+    traces: Option<export::Queue>,
     flush: SyncSender<Line>,
 }
 
@@ -94,9 +98,9 @@ struct Draft {
     text: Vec<u8>,
 }
 
-/// Begin to log.
-pub fn start(config: &Config) -> Result<Telemetry, StartError> {
-    let (filter, handle) = reload::Layer::new(config.level.parse::<Targets>()?);
+/// Begin to log, and if `traced` to keep the spans of the control plane for the exporter.
+pub fn start(config: &Config, traced: bool) -> Result<Telemetry, StartError> {
+    let (filter, handle) = reload::Layer::new(filter(&config.level)?);
     let (lines, written) = sync_channel(QUEUE);
     let form = match (config.json, io::stderr().is_terminal()) {
         (true, _) => Form::Json,
@@ -111,8 +115,19 @@ pub fn start(config: &Config) -> Result<Telemetry, StartError> {
         .name("log".into())
         .spawn(move || write_lines(&written, &dropped, form, &mut io::stderr()))?;
 
-    tracing_subscriber::registry().with(queue.layer().with_filter(filter)).try_init()?;
-    Ok(Telemetry { level, flush })
+    let logs = tracing_subscriber::registry().with(queue.layer().with_filter(filter));
+    let traces = traced.then(export::Queue::new);
+    // Not a layer that may be none: that would make every word that is not logged be asked for anew.
+    match traces.clone() {
+        Some(queue) => logs.with(control::layer(queue)).try_init()?,
+        None => logs.try_init()?,
+    }
+    Ok(Telemetry { level, traces, flush })
+}
+
+/// What is logged. The spans of the control plane are not: the log has lines of its own about it.
+fn filter(level: &str) -> Result<Targets, ParseError> {
+    Ok(level.parse::<Targets>()?.with_target(control::TARGET, LevelFilter::OFF))
 }
 
 impl Telemetry {
@@ -120,12 +135,17 @@ impl Telemetry {
     pub fn level(&self) -> Level {
         self.level.clone()
     }
+
+    /// Where spans are handed in, if they are collected.
+    pub fn traces(&self) -> Option<export::Queue> {
+        self.traces.clone()
+    }
 }
 
 impl Level {
     /// Log this much from now on.
     pub fn set(&self, directive: &str) -> Result<(), String> {
-        let filter: Targets = directive.parse().map_err(|error: ParseError| error.to_string())?;
+        let filter = filter(directive).map_err(|error| error.to_string())?;
         self.filter.reload(filter).map_err(|error| error.to_string())
     }
 
@@ -284,6 +304,15 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn the_log_never_sees_the_spans_of_the_control_plane() {
+        for level in ["info", "trace", "off,tidegate::control=trace"] {
+            let filter = filter(level).expect("a level");
+            assert!(!filter.would_enable(control::TARGET, &tracing::Level::INFO), "{level}");
+        }
+        assert!(filter("info").expect("a level").would_enable("tidegate", &tracing::Level::INFO));
     }
 
     #[test]

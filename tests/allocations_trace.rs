@@ -1,5 +1,6 @@
 //! A request that is not recorded for traces costs no allocation: the decision comes before anything is
-//! made. A counting allocator around the decision.
+//! made. Nor does the question whether to log it, with the layer of the control plane's spans in place. A
+//! counting allocator around both.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -7,7 +8,7 @@ use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue};
 use tidegate::conn::trace::{Sampling, Tracer};
-use tidegate::telemetry::export::Queue;
+use tidegate::telemetry::{self, export::Queue};
 
 /// Counts what this thread allocates.
 struct Counting;
@@ -36,6 +37,8 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn who_is_not_recorded_allocates_nothing() {
+    let log = telemetry::Config { json: false, level: "info".into() };
+    let _telemetry = telemetry::start(&log, true).expect("the only one of this process");
     let tracer = |ratio, most| {
         let sampling = Sampling { share: Sampling::share(ratio), parent_based: true, most };
         Tracer::new(sampling, Queue::idle())
@@ -55,6 +58,7 @@ fn who_is_not_recorded_allocates_nothing() {
     for (tracer, head) in [&begins, &follows, &insists, &nonsense] {
         for _ in 0..1000 {
             assert_eq!(tracer.choose(head, 2, Instant::now()), None);
+            assert!(!tracing::enabled!(tracing::Level::DEBUG));
         }
     }
     assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0);

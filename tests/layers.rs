@@ -19,8 +19,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("escape", &[]),
     ("journal", &["escape", "outcome"]),
     ("access", &["escape", "outcome"]),
-    ("lifecycle", &[]),
     ("telemetry", &[]),
+    // A drain is a span.
+    ("lifecycle", &["telemetry"]),
     ("io", &[]),
     ("capture", &[]),
     ("metrics", &["outcome"]),

@@ -193,6 +193,7 @@ impl Page {
         let dropped = vec![
             (why("queue_full"), traces.queue_full),
             (why("export_failed"), traces.export_failed),
+            (why("too_many"), traces.too_many),
         ];
         out.counters("tidegate_trace_spans_dropped", "Spans that got lost", dropped)?;
         out.counters(
@@ -341,7 +342,13 @@ mod tests {
             uptime_seconds: 1.0,
             last_reload: Reload { ok: true, error: None, last_success: SystemTime::now() },
             drain: None,
-            traces: Some(Traces { exported: 5, queue_full: 2, export_failed: 1, capped: 7 }),
+            traces: Some(Traces {
+                exported: 5,
+                queue_full: 2,
+                export_failed: 1,
+                too_many: 3,
+                capped: 7,
+            }),
         };
         let metrics = vec![metrics, Arc::default()];
         let network = Some(Network { listen_overflows: 1, listen_drops: 2 });

@@ -59,6 +59,8 @@ pub struct Traces {
     pub queue_full: u64,
     /// Dropped, because the collector did not take them.
     pub export_failed: u64,
+    /// Dropped, because the control plane made more than it may in a second.
+    pub too_many: u64,
     /// Requests not recorded, because more than `trace-max-spans` a second would have been.
     pub capped: u64,
 }

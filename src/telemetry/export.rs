@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use opentelemetry::KeyValue;
+use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_otlp::tonic_types::metadata::MetadataMap;
 use opentelemetry_otlp::{
     ExporterBuildError, Protocol as Otlp, SpanExporter, WithExportConfig, WithHttpConfig,
@@ -81,6 +81,8 @@ pub struct Counts {
     pub queue_full: u64,
     /// Dropped, because the collector did not take them.
     pub failed: u64,
+    /// Dropped, because the control plane made more than it may in a second.
+    pub too_many: u64,
 }
 
 /// Where records are handed in. Clones are the same queue.
@@ -103,6 +105,7 @@ struct Shared {
     exported: AtomicU64,
     queue_full: AtomicU64,
     failed: AtomicU64,
+    too_many: AtomicU64,
 }
 
 #[derive(Default)]
@@ -112,9 +115,14 @@ struct Waiting {
     spans: usize,
 }
 
-/// Begin to export. `leave`: what the last spans may take at exit, if that is less than [`FLUSH`].
-pub fn start(config: Config, leave: Duration) -> io::Result<Exporter> {
-    let queue = Queue::new();
+/// Who made a span: a part of this program.
+pub fn scope(name: &'static str) -> InstrumentationScope {
+    InstrumentationScope::builder(name).with_version(env!("CARGO_PKG_VERSION")).build()
+}
+
+/// Begin to export what is in `queue`. `leave`: what the last spans may take at exit, if that is less than
+/// [`FLUSH`].
+pub fn start(queue: Queue, config: Config, leave: Duration) -> io::Result<Exporter> {
     let (done, finished) = sync_channel(1);
     let shared = queue.0.clone();
     thread::Builder::new().name("trace".into()).spawn(move || {
@@ -132,13 +140,6 @@ pub fn start(config: Config, leave: Duration) -> io::Result<Exporter> {
     Ok(Exporter { queue, finished, leave: leave.min(FLUSH) })
 }
 
-impl Exporter {
-    /// Where records are handed in.
-    pub fn queue(&self) -> Queue {
-        self.queue.clone()
-    }
-}
-
 impl Drop for Exporter {
     fn drop(&mut self) {
         self.queue.0.stopping.store(true, Ordering::Release);
@@ -149,7 +150,7 @@ impl Drop for Exporter {
 
 impl Queue {
     /// Nobody takes anything out of it yet.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Arc::new(Shared {
             waiting: Mutex::default(),
             wake: Notify::new(),
@@ -157,6 +158,7 @@ impl Queue {
             exported: AtomicU64::new(0),
             queue_full: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            too_many: AtomicU64::new(0),
         }))
     }
 
@@ -185,11 +187,27 @@ impl Queue {
         }
     }
 
+    /// One that is not even offered, because of too many like it.
+    pub(super) fn turn_away(&self) {
+        self.0.too_many.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What waits, as spans.
+    #[cfg(test)]
+    pub(super) fn take(&self) -> Vec<SpanData> {
+        self.0.batch()
+    }
+
     /// What became of them so far.
     pub fn counts(&self) -> Counts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Shared { exported, queue_full, failed, .. } = &*self.0;
-        Counts { exported: read(exported), queue_full: read(queue_full), failed: read(failed) }
+        let Shared { exported, queue_full, failed, too_many, .. } = &*self.0;
+        Counts {
+            exported: read(exported),
+            queue_full: read(queue_full),
+            failed: read(failed),
+            too_many: read(too_many),
+        }
     }
 }
 
@@ -342,7 +360,8 @@ mod tests {
         assert_eq!(queue.counts().queue_full, (1001 - fit as u64) * 3);
         queue.0.settle(3, false);
         queue.offer(Box::new(Three));
-        let counts = Counts { exported: 0, queue_full: (1001 - fit as u64) * 3, failed: 3 };
+        let queue_full = (1001 - fit as u64) * 3;
+        let counts = Counts { queue_full, failed: 3, ..Counts::default() };
         assert_eq!(queue.counts(), counts);
     }
 

@@ -11,6 +11,7 @@ use opentelemetry::{InstrumentationScope, KeyValue, SpanId, TraceId, Value};
 use opentelemetry_sdk::trace::SpanData;
 
 use crate::outcome::{Fault, Outcome};
+use crate::telemetry::export::scope;
 
 /// Both clocks at one moment: spans have the wall's time, requests are timed by the other.
 #[derive(Clone, Copy)]
@@ -38,9 +39,7 @@ pub fn span(
     attributes: Vec<KeyValue>,
     failed: bool,
 ) -> SpanData {
-    static SCOPE: LazyLock<InstrumentationScope> = LazyLock::new(|| {
-        InstrumentationScope::builder("tidegate").with_version(env!("CARGO_PKG_VERSION")).build()
-    });
+    static SCOPE: LazyLock<InstrumentationScope> = LazyLock::new(|| scope("tidegate"));
     SpanData {
         span_context,
         parent_span_id: parent.unwrap_or(SpanId::INVALID),

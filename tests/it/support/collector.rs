@@ -21,6 +21,8 @@ use super::{SOON, until};
 pub(crate) struct Span {
     pub(crate) service: String,
     pub(crate) name: String,
+    /// Which part of the gateway made it.
+    scope: String,
     /// 1 internal, 2 server, 3 client.
     pub(crate) kind: i32,
     pub(crate) trace: String,
@@ -34,6 +36,8 @@ pub(crate) struct Span {
     pub(crate) failed: bool,
     pub(crate) attributes: BTreeMap<String, String>,
     pub(crate) resource: BTreeMap<String, String>,
+    /// What happened in it, in order.
+    pub(crate) events: Vec<String>,
 }
 
 impl Span {
@@ -45,6 +49,9 @@ impl Span {
         self.end - self.start
     }
 }
+
+/// What the control plane's spans are made by.
+const CONTROL: &str = "tidegate::control";
 
 /// Takes spans as OTLP over HTTP, and keeps them.
 pub(crate) struct Sink {
@@ -82,16 +89,41 @@ impl Sink {
         Self { address, spans, stop }
     }
 
+    /// Of traffic.
     pub(crate) fn spans(&self) -> Vec<Span> {
-        self.spans.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.of(|scope| scope != CONTROL)
     }
 
-    /// Waits until so many spans of our gateway are here.
+    fn of(&self, scope: impl Fn(&str) -> bool) -> Vec<Span> {
+        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        spans.iter().filter(|span| scope(&span.scope)).cloned().collect()
+    }
+
+    /// Waits until so many spans of traffic are here.
     #[track_caller]
     pub(crate) fn wait_for(&self, what: &str, wanted: impl Fn(&[Span]) -> bool) -> Vec<Span> {
+        Self::wait(what, || self.spans(), wanted)
+    }
+
+    /// Waits until so many spans of the control plane are here.
+    #[track_caller]
+    pub(crate) fn wait_for_control(
+        &self,
+        what: &str,
+        wanted: impl Fn(&[Span]) -> bool,
+    ) -> Vec<Span> {
+        Self::wait(what, || self.of(|scope| scope == CONTROL), wanted)
+    }
+
+    #[track_caller]
+    fn wait(
+        what: &str,
+        look: impl Fn() -> Vec<Span>,
+        wanted: impl Fn(&[Span]) -> bool,
+    ) -> Vec<Span> {
         let start = Instant::now();
         loop {
-            let spans = self.spans();
+            let spans = look();
             if wanted(&spans) {
                 return spans;
             }
@@ -140,8 +172,13 @@ fn flatten(batch: ExportTraceServiceRequest) -> Vec<Span> {
     let mut all = Vec::new();
     for of_resource in batch.resource_spans {
         let resource = of_resource.resource.map(|r| texts(&r.attributes)).unwrap_or_default();
-        for span in of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+        let scoped = of_resource.scope_spans.into_iter().flat_map(|by| {
+            let scope = by.scope.map(|scope| scope.name).unwrap_or_default();
+            by.spans.into_iter().map(move |span| (scope.clone(), span))
+        });
+        for (scope, span) in scoped {
             all.push(Span {
+                scope,
                 service: resource.get("service.name").cloned().unwrap_or_default(),
                 name: span.name,
                 kind: span.kind,
@@ -154,6 +191,7 @@ fn flatten(batch: ExportTraceServiceRequest) -> Vec<Span> {
                 failed: span.status.is_some_and(|status| status.code == 2),
                 attributes: texts(&span.attributes),
                 resource: resource.clone(),
+                events: span.events.into_iter().map(|event| event.name).collect(),
             });
         }
     }
