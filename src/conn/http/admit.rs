@@ -138,10 +138,11 @@ impl<E: Engine, S: Service<Admitted>> Admission<E, S> {
     fn turn_away(
         &self,
         request: &Request<Incoming>,
-        arrival: Arrival,
+        mut arrival: Arrival,
         reason: Reason,
     ) -> Admitting<E, S> {
-        let response = self.client.turn_away(request, &arrival, arrival.at, reason);
+        let now = arrival.at;
+        let response = self.client.turn_away(request, &mut arrival, now, reason);
         Admitting::Refused { response: Some(response) }
     }
 }
@@ -151,14 +152,15 @@ impl<E: Engine> Client<E> {
     fn turn_away(
         &self,
         request: &Request<Incoming>,
-        arrival: &Arrival,
+        arrival: &mut Arrival,
         now: Instant,
         reason: Reason,
     ) -> Response<ResponseBody> {
         let (port, limited) = (self.port(), self.config.http.refuse_status);
         let (response, told) = refuse(port, limited, &Manner::of(request), Cause::Reason(reason));
-        let trace = arrival.trail.trace.clone();
-        let trace = trace.or_refusal(self.came(arrival.at), request, reason, now);
+        let trace = std::mem::take(&mut arrival.trail.trace);
+        arrival.trail.trace = trace.or_refusal(self.came(arrival.at), request, reason, now);
+        let trace = &arrival.trail.trace;
         if now > arrival.at {
             trace.waited(now);
         }

@@ -301,16 +301,20 @@ fn a_refusal_is_recorded_although_nothing_else_is(engine: Engine) {
     gateway.set("refuse-status", 429);
     let mut client = Http1::connect(gateway.address);
     gateway.set("queue-length", 0);
+    gateway.set("access-log", "on");
     assert_eq!(client.get("/").status, 429);
     let spans = sink.wait_for("a 429", |spans| !of(spans, "limit_reached").is_empty());
     let polite = &of(&spans, "limit_reached")[0];
     assert!(!polite.failed && polite.get("error.type").is_none(), "{polite:#?}");
+    // Whoever reads of it in the access log finds it among the traces.
+    until("its line names its trace", SOON, || gateway.log().contains(&polite.trace));
 
     // An application that is not there, however it would be spoken to.
     for how in ["never", "always"] {
         let gone = traced(engine, "127.0.0.1:1", sink.address, "http/protobuf")
             .set("trace-sampling", 0)
             .set("app-http2", how)
+            .set("access-log", "on")
             .start();
         let path = format!("/{how}");
         assert_eq!(Http1::connect(gone.address).get(&path).status, 502);
@@ -319,6 +323,7 @@ fn a_refusal_is_recorded_although_nothing_else_is(engine: Engine) {
         let server = spans.iter().find(wanted).expect("just seen");
         let refused = [("http.response.status_code", "502"), ("error.type", "upstream_refused")];
         assert_has(server, &refused);
+        until("its line names its trace", SOON, || gone.log().contains(&server.trace));
         let client = spans.iter().find(|span| span.parent == server.id).expect("it was tried");
         assert!(client.failed && client.get("http.response.status_code").is_none(), "{client:#?}");
         assert_has(
