@@ -471,6 +471,9 @@ impl Load for DataPlane {
         for port in self.ports() {
             port.gate.close();
         }
+        if let Some(captured) = &self.captured {
+            captured.close();
+        }
     }
 }
 

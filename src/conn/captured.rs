@@ -63,6 +63,8 @@ struct Table {
     /// In the order in which they were seen first. Nothing is ever taken out.
     ports: Vec<Arc<Port>>,
     ways: HashMap<SocketAddr, Arc<Port>>,
+    /// Nobody is admitted any more, on ports that are called for the first time neither.
+    closed: bool,
 }
 
 impl TermsByPort {
@@ -89,7 +91,7 @@ impl Captured {
             ..terms.usual.clone()
         };
         let own = Arc::new(port(listen, "where it was going".into(), own, shared));
-        let mut table = Table { terms, ports: Vec::new(), ways: HashMap::new() };
+        let mut table = Table { terms, ports: Vec::new(), ways: HashMap::new(), closed: false };
         let named: Vec<u16> = table.terms.named.keys().copied().collect();
         for number in named {
             table.gate(&own, number);
@@ -112,6 +114,15 @@ impl Captured {
             port.configure(terms.conn);
         }
         self.own.configure(table.terms.usual.conn.clone());
+    }
+
+    /// End admission on every port, on those to come too.
+    pub fn close(&self) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.closed = true;
+        for port in &table.ports {
+            port.gate.close();
+        }
     }
 
     /// The way to `called`, which is made when it is called for the first time.
@@ -162,6 +173,9 @@ impl Table {
         let listen = SocketAddr::new(own.listen.ip(), number);
         let text = "captured".to_owned();
         let port = Arc::new(port(listen, text, self.terms.of(number), own.shared.clone()));
+        if self.closed {
+            port.gate.close();
+        }
         self.ports.push(port.clone());
         port
     }
