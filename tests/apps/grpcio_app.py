@@ -3,9 +3,11 @@
     BOOKS=file python grpcio_app.py PORT
 
 A call counts as in progress until its handler has ended, whether or not its client is still there: it
-is the application that goes on working for those who have left.
+is the application that goes on working for those who have left. Only at its deadline it is grpcio itself
+that ends the call, on the wire too, although the handler may not have noticed.
 """
 
+import contextlib
 import sys
 import threading
 import time
@@ -16,9 +18,16 @@ import grpc
 import books
 
 
+@contextlib.contextmanager
+def call(name, context):
+    with books.request(name, "/") as entry:
+        context.add_callback(lambda: context.time_remaining() == 0 and entry.ends())
+        yield entry
+
+
 def unary(request, context):
     """After so many milliseconds."""
-    with books.request("unary", "/"):
+    with call("unary", context):
         time.sleep(int(request or b"0") / 1000)
     return request
 
@@ -26,7 +35,7 @@ def unary(request, context):
 def server_stream(request, context):
     """`PARTS MILLISECONDS`: so many parts, so many milliseconds apart."""
     parts, ms = map(int, request.split())
-    with books.request("server_stream", "/"):
+    with call("server_stream", context):
         for number in range(parts):
             yield b"%d" % number
             time.sleep(ms / 1000)
@@ -34,7 +43,7 @@ def server_stream(request, context):
 
 def client_stream(requests, context):
     """How many bytes came."""
-    with books.request("client_stream", "/") as entry:
+    with call("client_stream", context) as entry:
         for message in requests:
             entry.body += len(message)
     return b"%d" % entry.body
@@ -42,7 +51,7 @@ def client_stream(requests, context):
 
 def bidi(requests, context):
     """Each message back, when it comes."""
-    with books.request("bidi", "/") as entry:
+    with call("bidi", context) as entry:
         for message in requests:
             entry.body += len(message)
             yield message
