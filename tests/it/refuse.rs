@@ -188,6 +188,8 @@ fn three_times_too_many_for_a_while(engine: Engine) {
     let ledger = ledger::closed_loop(24, scale(1_500, 20_000), |_, _| {
         ledger::exchange(gateway.address, WORK, SOON)
     });
+    // A client has its answer a moment before its connection is over.
+    until("all are over", SOON, || gateway.port().active == 0);
     let port = gateway.port();
     assert_eq!(ledger.of(End::Answered) + ledger.of(End::Refused), ledger.total(), "{ledger:?}");
     assert_eq!(port.outcome("served"), ledger.of(End::Answered), "{port:?}");
