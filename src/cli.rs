@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, value_parser};
 
 use crate::settings::{KEYS, Key, Kind, Scope};
@@ -15,6 +16,39 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// What was typed. In a pod nobody types: flags of another version are passed over there, and kept in
+    /// [`Run::ignored`].
+    pub fn parse_words(mut words: Vec<OsString>) -> Result<Self, clap::Error> {
+        let starts = |word: &OsString, with: &str| word.to_string_lossy().starts_with(with);
+        let in_a_pod = words.get(1).is_some_and(|word| word == "run")
+            && words.iter().any(|word| starts(word, "--annotations"));
+        let mut ignored = Vec::new();
+        loop {
+            let error = match Self::try_parse_from(&words) {
+                Ok(mut cli) => {
+                    if let Command::Run(run) = &mut cli.command {
+                        run.ignored = ignored;
+                    }
+                    return Ok(cli);
+                }
+                Err(error) => error,
+            };
+            let unknown = match error.get(ContextKind::InvalidArg) {
+                Some(ContextValue::String(unknown)) if in_a_pod => unknown.clone(),
+                _ => return Err(error),
+            };
+            let flag = format!("{unknown}=");
+            let at = words.iter().position(|word| *word == *unknown || starts(word, &flag));
+            match at {
+                Some(at) if error.kind() == ErrorKind::UnknownArgument => words.remove(at),
+                _ => return Err(error),
+            };
+            ignored.push(unknown);
+        }
+    }
 }
 
 /// What to do.
@@ -32,6 +66,12 @@ pub enum Command {
     Status(Status),
     /// Say why a request or a connection was refused, or list what was refused last
     Explain(Explain),
+    /// Put the gateway into the pods of manifests, or take it out again
+    Inject(Inject),
+    /// Check the annotations of manifests
+    Lint(Lint),
+    /// Answer a Kubernetes API server that asks what new pods need; HTTPS
+    Webhook(Webhook),
     /// Say what works on this machine, what does not, and why
     Doctor(Doctor),
     /// See a surge with and without the gateway; needs nothing else
@@ -47,9 +87,56 @@ pub struct Run {
     /// Read settings from this YAML file; SIGHUP reads it again
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// What a pod says about its settings.
+    #[command(flatten)]
+    pub pod: Pod,
+    /// What the injector knows of the pod's containers.
+    #[command(flatten)]
+    pub injected: Injected,
     /// Every other flag.
     #[command(flatten)]
     pub settings: Settings,
+    /// In a pod: flags that this version does not know.
+    #[arg(skip)]
+    pub ignored: Vec<String>,
+}
+
+/// `tidegate run …` in a pod: with any of these, mistakes in settings are reported and never end it.
+#[derive(Debug, Default, Args)]
+pub struct Pod {
+    /// Take settings from the pod's annotations, in this file of the downward API
+    #[arg(long, value_name = "FILE", help_heading = "In a pod")]
+    pub annotations: Option<PathBuf>,
+    /// Take settings from the namespace's ConfigMap, mounted here: keys _all and <workload>
+    #[arg(long, value_name = "DIR", help_heading = "In a pod")]
+    pub namespace_config: Option<PathBuf>,
+    /// Which key of the ConfigMap is this workload's
+    #[arg(long, value_name = "NAME", help_heading = "In a pod")]
+    pub workload: Option<String>,
+    /// What the pod template's annotations said, without the prefix, such as {"limit":"5"}
+    #[arg(long, value_name = "JSON", help_heading = "In a pod")]
+    pub template_annotations: Option<String>,
+    /// What settings cannot exceed, whoever says so, such as {"limit":"500"}
+    #[arg(long, value_name = "JSON", help_heading = "In a pod")]
+    pub ceilings: Option<String>,
+    /// The only settings that annotations and the ConfigMap may change, separated by commas [default: all but the operator's own]
+    #[arg(long, value_name = "KEYS", help_heading = "In a pod")]
+    pub allowed_annotations: Option<String>,
+    /// Have the API server tell at once about the pod's annotations and its deletion; wants RBAC
+    #[arg(long, help_heading = "In a pod")]
+    pub watch_own_pod: bool,
+}
+
+/// `tidegate run …`, as the injector writes it.
+#[derive(Debug, Default, Args)]
+pub struct Injected {
+    /// Probes of the application to be done beside the gate, at /app-probe/CONTAINER/KIND of --probe, such
+    /// as {"app/liveness":{"httpGet":{"path":"/healthz","port":8080},"timeoutSeconds":1}}
+    #[arg(long, value_name = "JSON", help_heading = "In a pod")]
+    pub app_probes: Option<String>,
+    /// Say in the status that some container may end before the drain does: it has a hook of its own
+    #[arg(long, help_heading = "In a pod")]
+    pub drain_partial: bool,
 }
 
 /// The flags of the table in `settings`, in the order of the table and then as typed.
@@ -122,7 +209,7 @@ pub struct Set {
 /// `tidegate status`
 #[derive(Debug, Args)]
 pub struct Status {
-    /// Show it again every second, until Ctrl-C
+    /// Show it again every second, until q or Ctrl-C
     #[arg(long)]
     pub watch: bool,
     /// Print the status as JSON
@@ -155,6 +242,71 @@ pub struct Explain {
     /// The gateway's control socket
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+}
+
+/// `tidegate inject`
+#[derive(Debug, Args)]
+pub struct Inject {
+    /// Manifests and the operator's values.
+    #[command(flatten)]
+    pub manifests: Manifests,
+    /// Take it out again: the manifests are as they were before
+    #[arg(long)]
+    pub remove: bool,
+}
+
+/// `tidegate lint`
+#[derive(Debug, Args)]
+pub struct Lint {
+    /// Manifests and the operator's values.
+    #[command(flatten)]
+    pub manifests: Manifests,
+}
+
+/// Manifests, and what holds where they are applied.
+#[derive(Debug, Args)]
+pub struct Manifests {
+    /// YAML or JSON, - for stdin; repeatable
+    #[arg(short = 'f', long = "filename", value_name = "FILE", default_value = "-")]
+    pub files: Vec<PathBuf>,
+    /// What the cluster's operator decides, as YAML; without it, what is built in
+    #[arg(long, value_name = "FILE")]
+    pub operator: Option<PathBuf>,
+    /// What Pod Security enforces, in namespaces that the manifests do not define
+    #[arg(long, value_name = "LEVEL", default_value = "privileged", value_parser = ["privileged", "baseline", "restricted"])]
+    pub pod_security: String,
+}
+
+/// `tidegate webhook`
+#[derive(Debug, Default, Args)]
+pub struct Webhook {
+    /// The certificate, with those between it and the CA, as PEM; read again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, as PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// What the operator has decided, as YAML; read again when it changes [default: what is built in]
+    #[arg(long, value_name = "FILE")]
+    pub operator: Option<PathBuf>,
+    /// Answer /inject/LEVEL, /livez and /readyz here [default: [::]:10250]
+    #[arg(long, alias = "listen", value_name = "ADDR")]
+    pub address: Option<String>,
+    /// Answer /metrics, /livez and /readyz here, without TLS [default: 0.0.0.0:15822]
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<String>,
+    /// How long to go on answering when told to go, until the news has spread [default: 5s]
+    #[arg(long, value_name = "DURATION")]
+    pub drain_delay: Option<String>,
+    /// How long what is under way may take after that [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub drain_timeout: Option<String>,
+    /// What a log line looks like: text, json [default: text]
+    #[arg(long, value_name = "VALUE")]
+    pub log_format: Option<String>,
+    /// How much is logged: off, error, warn, info, debug, trace [default: info]
+    #[arg(long, value_name = "VALUE")]
+    pub log_level: Option<String>,
 }
 
 /// `tidegate doctor`
@@ -255,7 +407,13 @@ mod tests {
     }
 
     #[test]
-    fn unknown_flags_are_clap_errors() {
-        Cli::try_parse_from(["tidegate", "run", "--frobnicate"]).expect_err("unknown");
+    fn unknown_flags_are_clap_errors_and_passed_over_in_a_pod() {
+        let words = |words: &[&str]| Cli::parse_words(words.iter().map(OsString::from).collect());
+        words(&["tidegate", "run", "--frobnicate"]).expect_err("unknown");
+        words(&["tidegate", "drain", "--frobnicate", "--annotations=a"]).expect_err("no pod's");
+        let pod = ["tidegate", "run", "--annotations=a", "--x=1", "--y", "2", "--limit=5", "--z"];
+        let Command::Run(run) = words(&pod).expect("parses").command else { panic!("not run") };
+        assert_eq!(run.ignored, ["--x", "--y", "2", "--z"]);
+        assert_eq!(run.settings.0.len(), 1);
     }
 }

@@ -2,12 +2,14 @@
 //! or over the admin address for reading.
 
 mod table;
+mod terminal;
 mod watch;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -20,9 +22,10 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, timeout};
 
-use crate::admin::explain;
+use crate::admin::{explain, story};
+use terminal::{Watcher, Wish};
 
 pub use watch::Screen;
 
@@ -38,7 +41,17 @@ pub enum Target {
 /// Why there is no answer, for the person who asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens there, or nobody may.
+    /// A control socket is for its owner alone.
+    #[error("the control socket {} is not for uid {}{}: {source}. Run this as the gateway's own user, or as root", .path.display(), .uid, Owner(.path))]
+    Forbidden {
+        /// The socket.
+        path: PathBuf,
+        /// Who asked.
+        uid: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Nobody listens there.
     #[error("no gateway answers at {0}: {1}. Is it running? Name its place with {flag}", flag = .0.flag())]
     Unreachable(Target, io::Error),
     /// Nobody of those that were asked.
@@ -57,6 +70,9 @@ pub enum ClientError {
     #[error("{}", .0.join("\n"))]
     Refused(Vec<String>),
 }
+
+/// Whose socket it is, or its directory where that cannot be entered.
+struct Owner<'a>(&'a Path);
 
 /// A gateway answers from memory; one that takes longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -84,6 +100,10 @@ impl Target {
             match self {
                 Self::Control(socket) => match UnixStream::connect(socket).await {
                     Ok(stream) => self.exchange(stream, method, path, body).await,
+                    Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                        let uid = rustix::process::geteuid().as_raw();
+                        Err(ClientError::Forbidden { path: socket.clone(), uid, source })
+                    }
                     Err(error) => Err(ClientError::Unreachable(self.clone(), error)),
                 },
                 Self::Admin(address) => match TcpStream::connect(address).await {
@@ -138,7 +158,7 @@ impl Target {
             }
             (false, _) if status != StatusCode::NOT_FOUND => {
                 let said = String::from_utf8_lossy(&body[..body.len().min(200)]);
-                Err(foreign(format!("it said {status}: {}", said.trim())))
+                Err(foreign(format!("it said {status}: {}", story::visible(said.trim()))))
             }
             _ => Err(foreign(format!("it said {status}"))),
         }
@@ -218,8 +238,10 @@ pub async fn explain(
     })
 }
 
-/// A name as a part of a path.
+/// A name as a part of a path. What is kept of one is shorter, also where it is spelled out.
 fn encoded(name: &str) -> String {
+    const ENOUGH: usize = 512;
+    let name = &name[..name.floor_char_boundary(ENOUGH)];
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(byte);
     let part = |byte: u8| match plain(&byte) {
         true => char::from(byte).to_string(),
@@ -261,29 +283,36 @@ fn brief(error: &ClientError) -> String {
     }
 }
 
-/// `tidegate status --watch`: the status every second, until Ctrl-C or until nobody reads it.
+/// `tidegate status --watch`: the status every second, until q or Ctrl-C, or until nobody reads it.
 pub async fn watch(
     targets: &[Target],
     json: bool,
     screen: Screen,
     out: &mut impl Write,
 ) -> io::Result<()> {
+    let mut watcher = Watcher::new(screen.terminal && !json)?;
     let mut every = tokio::time::interval(Duration::from_secs(1));
-    let mut last = Value::Null;
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut last, mut problem) = (Value::Null, None);
     loop {
-        tokio::select! {
-            _ = every.tick() => {}
-            ended = tokio::signal::ctrl_c() => return ended,
-        }
-        let problem = match status(targets).await {
-            Ok(status) => {
-                last = status;
-                None
-            }
-            Err(error) => Some(error.to_string()),
+        let look = async {
+            every.tick().await;
+            status(targets).await
         };
+        // Whoever wants to leave does not wait for a gateway that does not answer.
+        tokio::select! {
+            looked = look => match looked {
+                Ok(status) => (last, problem) = (status, None),
+                Err(error) => problem = Some(error.to_string()),
+            },
+            wish = watcher.wish() => match wish {
+                Wish::End => return Ok(()),
+                Wish::Redraw if screen.terminal && !json => {}
+                Wish::Redraw => continue,
+            },
+        }
         let shown = match &problem {
-            Some(problem) if json => format!("{problem}\n"),
+            Some(problem) if json => show(&json!({ "problem": problem }), true),
             None if json => show(&last, true),
             _ => watch::frame(&last, problem.as_deref(), &screen.measured(), SystemTime::now()),
         };
@@ -302,7 +331,21 @@ pub fn show(status: &Value, json: bool) -> String {
 
 fn strings(list: &Value) -> Vec<String> {
     let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
-    list.iter().map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned)).collect()
+    list.iter().map(|item| item.as_str().map_or_else(|| item.to_string(), story::visible)).collect()
+}
+
+impl ClientError {
+    /// The gateway has gone, goes, or takes longer than it was given: not the fault of who asked.
+    pub const fn is_absence(&self) -> bool {
+        matches!(self, Self::Unreachable(..) | Self::Broken(..) | Self::Timeout(..))
+    }
+}
+
+impl fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known = self.0.ancestors().find_map(|path| std::fs::metadata(path).ok());
+        known.map_or(Ok(()), |of| write!(f, ", but for uid {}", of.uid()))
+    }
 }
 
 impl fmt::Display for Target {

@@ -5,19 +5,27 @@
 //!      └────────┴────────┴──────────┴────────┴──→ resolve ──→ Config, ready for app to wire
 //! ```
 //!
+//! In a pod more layers come between flags and live changes, and follow rules of their own (config/pod).
+//!
 //! Always true: a [`Config`] that exists can be used; a change is applied as a whole or not at all;
 //! nothing but this module reads the environment.
 
 mod capture;
 mod check;
 mod file;
+mod injected;
 mod listen;
 mod mistake;
 mod otel;
+mod own;
 mod paths;
+mod pod;
 mod resolve;
+mod webhook;
 mod words;
 
+#[cfg(test)]
+mod pod_tests;
 #[cfg(test)]
 mod tests;
 
@@ -27,15 +35,21 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use crate::{cli, conn, io, lifecycle, limit, telemetry};
+use crate::cluster::{self, files};
+use crate::{cli, conn, io, lifecycle, limit, probes, telemetry};
 
 pub use capture::{Capture, Task, capture};
 pub use mistake::{Mistake, Mistakes};
-pub use paths::{admin_address, control_path};
+pub use paths::{admin_address, control_path, control_to_ask};
+pub use pod::{
+    Pair, Places, Remark, Said, Source, Trouble, of_annotations, of_annotations_file,
+    of_config_file,
+};
+pub use webhook::{Webhook, webhook};
 pub use words::Origin;
 
 use listen::Listener;
-use words::Word;
+use words::{PodTexts, Word};
 
 /// Everything the process needs to know, checked.
 #[derive(Clone, Debug)]
@@ -68,6 +82,10 @@ pub struct Config {
     pub export: Option<telemetry::export::Config>,
     /// What is recorded for them.
     pub sampling: conn::trace::Sampling,
+    /// The application's own probes, which are done for the kubelet.
+    pub app_probes: probes::Plan,
+    /// Some container of the pod may end before a drain does.
+    pub drain_partial: bool,
     /// What OpenTelemetry's variables say that is not understood; for the log.
     pub ignored: Vec<String>,
 }
@@ -107,6 +125,8 @@ pub struct Layers {
     environment: Vec<Word>,
     flags: Vec<Word>,
     live: Vec<Word>,
+    /// What the pod says, if this is one.
+    pod: Option<pod::Pod>,
     /// Of the strongest layer that names any; host names are resolved once.
     listeners: Vec<Listener>,
     /// Where the listeners were named, if not in the file.
@@ -115,11 +135,23 @@ pub struct Layers {
     default_control: PathBuf,
     /// What OpenTelemetry's own variables say.
     otel: otel::Otel,
+    /// What the injector and the pod say.
+    injected: injected::Injected,
 }
 
 /// The environment of the process.
 pub fn environment() -> impl Iterator<Item = (OsString, OsString)> {
     std::env::vars_os()
+}
+
+/// The command line of the process.
+pub fn arguments() -> Vec<OsString> {
+    std::env::args_os().collect()
+}
+
+/// Whether it is the name of a file, and of nothing else.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && !name.contains('/') && !name.starts_with('.')
 }
 
 impl Layers {
@@ -131,10 +163,13 @@ impl Layers {
         let mut mistakes = Mistakes::default();
         let environment: Vec<_> = environment.into_iter().collect();
         let otel = otel::Otel::of_environment(&environment);
+        let own_pod = own::pod(&environment);
         let environment = words::of_environment(environment, &mut mistakes);
         let flags = words::of_flags(run, &mut mistakes);
         let path = run.config.clone().or(environment.config);
         let file = path.as_deref().map(|path| file::read(path, &mut mistakes)).unwrap_or_default();
+
+        let injected = injected::Injected::new(environment.injected, flags.injected, &mut mistakes);
 
         let listeners_from_file = flags.listen.is_empty() && environment.listen.is_empty();
         let named = [flags.listen, environment.listen, file.listen];
@@ -142,22 +177,81 @@ impl Layers {
         let parsed = named.map(|texts| listen::parse_all(texts, &mut mistakes));
         let listeners = parsed.into_iter().find(|list| !list.is_empty()).unwrap_or_default();
 
+        let texts = PodTexts::of_flags(&run.pod).or(environment.pod);
         let layers = Self {
             path,
             file: file.words,
             environment: environment.words,
             flags: flags.words,
             live: Vec::new(),
+            pod: texts.is_a_pod().then(pod::Pod::default),
             listeners,
             listeners_from_file,
             default_control: paths::default_control(environment.runtime_dir),
             otel,
+            injected,
         };
+        if layers.in_a_pod() {
+            for flag in &run.ignored {
+                mistakes.add(flag, None, Origin::Flag, "is no flag of this version");
+            }
+            return layers.begin_in_a_pod(&texts, own_pod, mistakes);
+        }
         if mistakes.is_empty() {
             return layers.resolve().map(|_| layers);
         }
         layers.check_addresses(&mut mistakes);
         Err(mistakes)
+    }
+
+    /// Only what leaves nothing to serve is an error in a pod.
+    fn begin_in_a_pod(
+        mut self,
+        texts: &PodTexts,
+        own_pod: Result<cluster::pod::Config, String>,
+        mut mistakes: Mistakes,
+    ) -> Result<Self, Mistakes> {
+        self.drop_unserved_ports(&mut mistakes);
+        let (about_listeners, others): (Vec<_>, Vec<_>) =
+            mistakes.into_iter().partition(|mistake| mistake.setting == "listen");
+        let about_listeners = Mistakes::from_iter(about_listeners);
+        self.note_operators(others.into_iter().collect());
+        about_listeners.into_result()?;
+
+        let mut places = Places { annotations: texts.annotations.clone(), ..Places::default() };
+        if let Some(directory) = &texts.namespace_config {
+            places.config.push((Source::Namespace, directory.join("_all")));
+            if let Some(workload) = texts.workload.as_ref().filter(|name| is_plain(name)) {
+                places.config.push((Source::Workload, directory.join(workload)));
+            }
+        }
+        if texts.watch {
+            match own_pod {
+                Ok(own) => places.watch = Some(own),
+                Err(problem) => self.note_no_watch(problem),
+            }
+        }
+        if let (Some(pod), Some(keys)) = (&mut self.pod, &texts.allowed) {
+            pod.allow(keys);
+        }
+        if let Some(text) = &texts.ceilings {
+            self.listen_to(Source::Ceilings, pod::of_json(text));
+        }
+        if let Some(text) = &texts.template_annotations {
+            self.listen_to(Source::Template, pod::of_json(text));
+        }
+        for (source, path) in &places.config {
+            self.listen_to(*source, of_config_file(&files::look(path)));
+        }
+        if let Some(path) = &places.annotations {
+            let annotations = of_annotations_file(&files::look(path));
+            let said = annotations.map(|found| of_annotations(&found.unwrap_or_default()));
+            self.listen_to(Source::Annotations, said);
+        }
+        if let Some(pod) = &mut self.pod {
+            pod.places = places;
+        }
+        self.resolve().map(|_| self)
     }
 
     /// The addresses the kernel gave, in the order of the listeners: who listens on port 0 gets
@@ -166,6 +260,7 @@ impl Layers {
         for (listener, address) in self.listeners.iter_mut().zip(addresses) {
             listener.listen = address;
         }
+        self.start_to_follow();
         self
     }
 
@@ -177,7 +272,9 @@ impl Layers {
         }
         self.check_addresses(&mut mistakes);
         self.check_ports(&mut mistakes);
-        self.check_modes(&mut mistakes);
+        if !self.in_a_pod() {
+            self.check_modes(&mut mistakes);
+        }
         mistakes.into_result()?;
         Ok(self.build())
     }

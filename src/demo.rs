@@ -27,7 +27,6 @@ use crate::app::DataPlane;
 use crate::config::Layers;
 use crate::io::listen;
 use crate::lifecycle::{self, Cause, Lifecycle, Report};
-use crate::outcome::Reason;
 use crate::{cli, settings};
 
 use application::Application;
@@ -170,8 +169,8 @@ impl Gateway {
         });
         let typed = cli::Run {
             listen: vec![format!("127.0.0.1:0={application}").into()],
-            config: None,
             settings: cli::Settings(flags.into()),
+            ..cli::Run::default()
         };
         // Nobody's environment: the demo is to show the same everywhere.
         let config = Layers::from_cli(&typed, [])
@@ -180,7 +179,7 @@ impl Gateway {
         let sockets = config.ports.iter().map(|port| listen::open(port.listen));
         let sockets =
             sockets.collect::<Result<Vec<_>, _>>().context("cannot listen on loopback")?;
-        let life = Lifecycle::new();
+        let life = Lifecycle::new(config.drain.grace);
         let plane = Arc::new(DataPlane::start(&config, sockets, Vec::new(), &life, None)?);
         life.serving();
         Ok(Self { plane, life, drain: config.drain })
@@ -205,6 +204,6 @@ impl Gateway {
     fn refused(&self) -> u64 {
         let ports = self.plane.ports();
         let counts = ports[0].metrics.refused();
-        counts.filter(|(reason, _)| *reason != Reason::ClientGone).map(|(_, n)| n).sum()
+        counts.filter(|(reason, _)| !reason.is_its_clients()).map(|(_, n)| n).sum()
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use rustix::process::{Resource, getegid, geteuid, getrlimit};
 use serde::Serialize;
@@ -98,8 +98,8 @@ fn config() -> Config {
     let workers = settings::find("workers").expect("in the table");
     let run = cli::Run {
         listen: vec!["127.0.0.1:0=127.0.0.1:1".into()],
-        config: None,
         settings: cli::Settings(vec![(workers, "auto".into())]),
+        ..cli::Run::default()
     };
     let resolved = Layers::from_cli(&run, []).and_then(|layers| layers.resolve());
     resolved.expect("flags of our own are without mistakes")
@@ -328,6 +328,7 @@ async fn gateway(config: &Config) -> Vec<Finding> {
                 return findings;
             }
             Err(ClientError::Unreachable(..)) => {}
+            Err(error @ ClientError::Forbidden { .. }) => findings.push(warn("gateway", error)),
             Err(error) => findings.push(
                 warn("gateway", error).advise("is that something else, or a gateway that hangs?"),
             ),
@@ -342,7 +343,7 @@ async fn gateway(config: &Config) -> Vec<Finding> {
 
 /// A complaint, if the address cannot be listened on.
 fn free(flag: &str, address: SocketAddr) -> Option<Finding> {
-    let error = TcpListener::bind(address).err()?;
+    let error = listen::open(address).err()?;
     let what = format!("{flag} address");
     Some(warn(what, format!("{address}: {error}")).advise(format!("name another with --{flag}")))
 }

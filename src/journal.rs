@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!             ┌ refused  the last 8192 refusals
-//!   note() ───┼ broken   the last 1024 that their clients or the application broke off
+//!   note() ───┼ broken   the last 1024 that their clients or the application broke off, or that are no requests
 //!             └ told     the last 512 that were the first of their class in their second
 //! ```
 //!
@@ -18,7 +18,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::escape::Shown;
-use crate::outcome::{Outcome, Reason};
+use crate::outcome::Outcome;
 
 /// Some seconds of a storm, some days of quiet; 3 MiB at most.
 const REFUSED: usize = 8192;
@@ -135,8 +135,17 @@ pub struct Reach {
     pub begun: SystemTime,
     /// What was ever written down.
     pub noted: u64,
-    /// The oldest refusal of an unbroken row up to now; `None`: there was none.
-    pub unbroken_since: Option<Instant>,
+    /// Since when nothing is missing.
+    pub reaches: Reaches,
+}
+
+/// Since when nothing is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reaches {
+    /// Since it began: nothing has been pushed out.
+    Everything,
+    /// Of the time before that moment some is gone.
+    Since(Instant),
 }
 
 /// The journal of one process.
@@ -210,7 +219,9 @@ impl<const N: usize> std::fmt::Debug for Text<N> {
 impl Note {
     /// Whether `name` is its request's or its connection's.
     fn is(&self, name: &str) -> bool {
-        let request = self.request.as_ref().is_some_and(|request| request.id.is(name));
+        // Without an id it is known by its connection alone.
+        let named = self.request.as_ref().filter(|request| !request.id.bytes().is_empty());
+        let request = named.is_some_and(|request| request.id.is(name));
         request || name.parse() == Ok(self.connection)
     }
 }
@@ -233,7 +244,7 @@ impl Journal {
     /// last that was.
     pub fn note(&self, note: Note) -> Option<u32> {
         let numbered = Numbered(self.noted.fetch_add(1, Ordering::Relaxed), note);
-        let refused = note.outcome.reason().is_some_and(|reason| reason != Reason::ClientGone);
+        let refused = note.outcome.reason().is_some_and(|reason| !reason.is_its_clients());
         if refused { &self.refused } else { &self.broken }.put(numbered);
         let told = self.pace.first(note.outcome.index(), self.second(note.at));
         if told.is_some() {
@@ -257,11 +268,12 @@ impl Journal {
 
     /// How far back it goes.
     pub fn reach(&self) -> Reach {
-        let unbroken = self.refused.oldest();
+        let full = [&self.refused, &self.broken].into_iter().filter(|ring| ring.has_wrapped());
+        let since = full.filter_map(|ring| ring.oldest()).map(|note| note.at).max();
         Reach {
             begun: self.begun.1,
             noted: self.noted.load(Ordering::Relaxed),
-            unbroken_since: unbroken.map(|note| note.at),
+            reaches: since.map_or(Reaches::Everything, Reaches::Since),
         }
     }
 
@@ -328,6 +340,11 @@ impl Ring {
         turns.filter_map(|turn| self.get(turn, &wanted)).take(most).collect()
     }
 
+    /// Whether something has been pushed out.
+    fn has_wrapped(&self) -> bool {
+        self.next.load(Ordering::Relaxed) > self.places()
+    }
+
     fn oldest(&self) -> Option<Note> {
         let next = self.next.load(Ordering::Relaxed);
         let first = next.saturating_sub(self.places());
@@ -376,6 +393,7 @@ impl Numbers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outcome::Reason;
 
     fn note(journal: &Journal, id: &[u8], connection: u64, outcome: Outcome, after: u64) -> Note {
         let request = Request {
@@ -437,7 +455,10 @@ mod tests {
     #[test]
     fn it_is_bounded_and_clients_that_leave_push_out_no_refusals() {
         let journal = Journal::default();
+        let after = |millis| Reaches::Since(journal.begun.0 + Duration::from_millis(millis));
+        assert_eq!(journal.reach().reaches, Reaches::Everything);
         journal.note(note(&journal, b"refused", 1, FULL, 0));
+        assert_eq!(journal.reach().reaches, Reaches::Everything);
         for _ in 0..3 * BROKEN {
             journal.note(note(&journal, b"left", 2, Outcome::Refused(Reason::ClientGone), 5000));
             journal.note(note(&journal, b"reset", 2, Outcome::ClientReset, 5000));
@@ -445,14 +466,13 @@ mod tests {
         assert!(journal.find("refused").is_some());
         let reach = journal.reach();
         assert_eq!(reach.noted, 6 * BROKEN as u64 + 1);
-        assert_eq!(reach.unbroken_since, Some(journal.begun.0));
+        assert_eq!(reach.reaches, after(5000), "of those who broke off some are gone");
 
-        for after in 0..2 * REFUSED as u64 {
-            journal.note(note(&journal, b"storm", 3, FULL, 10_000 + after));
+        for turn in 0..2 * REFUSED as u64 {
+            journal.note(note(&journal, b"storm", 3, FULL, 10_000 + turn));
         }
         assert_eq!(journal.last(usize::MAX).len(), REFUSED);
-        let since = journal.reach().unbroken_since.expect("there are some");
-        assert_eq!(since, journal.begun.0 + Duration::from_millis(10_000 + REFUSED as u64));
+        assert_eq!(journal.reach().reaches, after(10_000 + REFUSED as u64));
         assert!(journal.find("refused").is_some(), "the first of its class in its second");
         assert!(size_of::<Numbered>() <= 336, "{} bytes a note", size_of::<Numbered>());
     }

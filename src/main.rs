@@ -1,10 +1,9 @@
 //! Parse, run, exit code; nothing else.
 
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
 use tidegate::app;
 use tidegate::capture::{self, place};
 use tidegate::cli::{self, CaptureAction, Cli, Command};
@@ -12,8 +11,11 @@ use tidegate::client::{self, Screen, Target};
 use tidegate::config::{self, Layers, Task};
 use tidegate::demo::{self, End};
 use tidegate::doctor;
+use tidegate::inject::{Operator, PodSecurity};
+use tidegate::manifest::{self, Source};
 use tidegate::settings::{self, Value};
 use tidegate::telemetry;
+use tidegate::webhook;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -33,7 +35,7 @@ enum Exit {
 }
 
 fn main() -> ExitCode {
-    let exit = match Cli::try_parse() {
+    let exit = match Cli::parse_words(config::arguments()) {
         Ok(cli) => dispatch(cli.command),
         Err(error) => {
             // With stdout or stderr closed there is nobody to tell.
@@ -52,6 +54,9 @@ fn dispatch(command: Command) -> Exit {
         Command::Set(args) => set(&args),
         Command::Status(args) => status(&args),
         Command::Explain(args) => explain(&args),
+        Command::Inject(args) => inject(&args),
+        Command::Lint(args) => lint(&args.manifests),
+        Command::Webhook(args) => webhook(&args),
         Command::Doctor(args) => doctor(&args),
         Command::Demo(args) => demo(&args),
     }
@@ -101,6 +106,85 @@ fn capture(action: &CaptureAction) -> Exit {
     }
 }
 
+/// Nothing is printed unless everything can be read; what cannot have a gateway is printed as it is.
+fn inject(args: &cli::Inject) -> Exit {
+    let (sources, operator, level) = match manifests(&args.manifests) {
+        Ok(read) => read,
+        Err(problems) => return misconfigured(&problems.join("\n")),
+    };
+    let task = if args.remove { manifest::Task::Remove } else { manifest::Task::Inject(&operator) };
+    match manifest::rewrite(&sources, task, level) {
+        Ok(done) => {
+            done.said.iter().for_each(|line| complain(line));
+            print(&done.text);
+            if done.refused == 0 { Exit::Ok } else { Exit::Failure }
+        }
+        Err(unreadable) => misconfigured(&unreadable.to_string()),
+    }
+}
+
+fn lint(args: &cli::Manifests) -> Exit {
+    let read = manifests(args).and_then(|(sources, operator, level)| {
+        manifest::lint(&sources, &operator, level).map_err(|manifest::Unreadable(all)| all)
+    });
+    match read {
+        Ok(mistakes) if mistakes.is_empty() => Exit::Ok,
+        Ok(mistakes) => {
+            mistakes.iter().for_each(|mistake| print(&format!("{mistake}\n")));
+            Exit::Failure
+        }
+        Err(problems) => misconfigured(&problems.join("\n")),
+    }
+}
+
+/// Every file, or every reason why one cannot be read.
+fn manifests(args: &cli::Manifests) -> Result<(Vec<Source>, Operator, PodSecurity), Vec<String>> {
+    let mut problems = Vec::new();
+    let mut sources = Vec::new();
+    for path in &args.files {
+        let name = if path == Path::new("-") { "stdin".into() } else { path.display().to_string() };
+        let mut text = String::new();
+        let read = match path == Path::new("-") {
+            true => std::io::stdin().read_to_string(&mut text).map(|_| text),
+            false => std::fs::read_to_string(path),
+        };
+        match read {
+            Ok(text) => sources.push(Source { name, text }),
+            Err(error) => problems.push(format!("{name} cannot be read: {error}")),
+        }
+    }
+    let mut operator = Operator::default();
+    if let Some(path) = &args.operator {
+        let read =
+            std::fs::read_to_string(path).map_err(|error| vec![format!("cannot be read: {error}")]);
+        match read.and_then(|text| Operator::from_yaml(&text).map_err(|error| error.0)) {
+            Ok(read) => operator = read,
+            Err(wrong) => problems.extend(wrong.iter().map(|w| format!("{}: {w}", path.display()))),
+        }
+    }
+    let level = PodSecurity::of_label(Some(&args.pod_security));
+    if problems.is_empty() { Ok((sources, operator, level)) } else { Err(problems) }
+}
+
+fn webhook(args: &cli::Webhook) -> Exit {
+    app::raise_open_files();
+    let config = match config::webhook(args, config::environment()) {
+        Ok(config) => config,
+        Err(mistakes) => return misconfigured(&mistakes.to_string()),
+    };
+    // Until the last lines are written.
+    let _telemetry = match telemetry::start(&config.log, false) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return fail(&error.to_string()),
+    };
+    match block_on(webhook::run(config.server)) {
+        Ok(Ok(())) => Exit::Ok,
+        Ok(Err(error @ webhook::StartError::Unusable(_))) => misconfigured(&error.to_string()),
+        Ok(Err(error)) => fail(&error.to_string()),
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
 fn doctor(args: &cli::Doctor) -> Exit {
     match block_on(doctor::examine()) {
         Ok(findings) => {
@@ -133,17 +217,19 @@ fn drain(args: &cli::Drain) -> Exit {
             }
         }
     });
-    let control = config::control_path(args.control.as_deref(), config::environment());
+    let control = config::control_to_ask(args.control.as_deref(), config::environment());
     match block_on(client::drain(&control, args.wait, limit)) {
         Ok(Ok(report)) => print(&format!("{report}\n")),
-        Ok(Err(error)) => complain(&error.to_string()),
-        Err(error) => complain(&error.to_string()),
+        // Nobody can be drained any more: no reason for a hook to fail.
+        Ok(Err(error)) if error.is_absence() => complain(&error.to_string()),
+        Ok(Err(error)) => return fail(&error.to_string()),
+        Err(error) => return fail(&error.to_string()),
     }
     Exit::Ok
 }
 
 fn set(args: &cli::Set) -> Exit {
-    let control = config::control_path(args.control.as_deref(), config::environment());
+    let control = config::control_to_ask(args.control.as_deref(), config::environment());
     match block_on(client::set(&control, &args.changes)) {
         Ok(Ok(applied)) => {
             applied.iter().for_each(|line| print(&format!("{line}\n")));
@@ -196,7 +282,7 @@ fn explain(args: &cli::Explain) -> Exit {
 
 /// Whom to ask: what is named, else the usual admin address and then the control socket.
 fn targets(admin: Option<&str>, socket: Option<&Path>) -> Result<Vec<Target>, String> {
-    let control = || Target::Control(config::control_path(socket, config::environment()));
+    let control = || Target::Control(config::control_to_ask(socket, config::environment()));
     match (admin, socket) {
         (None, Some(_)) => Ok(vec![control()]),
         (Some(text), _) => match text.parse() {

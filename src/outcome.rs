@@ -32,6 +32,8 @@ pub enum Reason {
     UpstreamRefused,
     /// The application did not accept the connection within `connect-timeout`.
     UpstreamTimeout,
+    /// A request that no proxy of this kind serves, or no whole one; it never asked for a slot.
+    NotServed,
 }
 
 /// Who has to change something if this outcome is not wanted.
@@ -74,7 +76,7 @@ pub enum Outcome {
 
 impl Reason {
     /// Every reason, in the order they are documented.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::LimitReached,
         Self::QueueFull,
         Self::QueueTimeout,
@@ -87,6 +89,7 @@ impl Reason {
         Self::Abandoned,
         Self::UpstreamRefused,
         Self::UpstreamTimeout,
+        Self::NotServed,
     ];
 
     /// The metric label, header detail and span attribute.
@@ -104,12 +107,22 @@ impl Reason {
             Self::Abandoned => "abandoned",
             Self::UpstreamRefused => "upstream_refused",
             Self::UpstreamTimeout => "upstream_timeout",
+            Self::NotServed => "not_served",
         }
     }
 
-    /// Whether it keeps somebody from getting a slot; the others are found out with a slot in hand.
+    /// Whether it keeps somebody from getting a slot who asked for one; most others are found out with
+    /// a slot in hand.
     pub const fn is_of_the_gate(self) -> bool {
-        !matches!(self, Self::Abandoned | Self::UpstreamRefused | Self::UpstreamTimeout)
+        !matches!(
+            self,
+            Self::Abandoned | Self::UpstreamRefused | Self::UpstreamTimeout | Self::NotServed
+        )
+    }
+
+    /// Whether nobody was turned away: its client left, or asked for what nobody can have.
+    pub const fn is_its_clients(self) -> bool {
+        matches!(self, Self::ClientGone | Self::NotServed)
     }
 
     /// Whether there would have been a slot if there were more of them.
@@ -127,7 +140,7 @@ impl Reason {
     /// Who has to change something if this is not wanted.
     pub const fn fault(self) -> Fault {
         match self {
-            Self::ClientGone | Self::PerClientLimit => Fault::Client,
+            Self::ClientGone | Self::PerClientLimit | Self::NotServed => Fault::Client,
             Self::UpstreamRefused | Self::UpstreamTimeout | Self::Abandoned => Fault::Application,
             _ => Fault::Gateway,
         }

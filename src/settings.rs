@@ -112,6 +112,8 @@ pub const KEYS: &[Key] = &[
         "connections the gateway itself holds, in whatever stage"),
     key("refuse-status", choice(&["503", "429"]), Port, LIVE, Text("503"),
         "what a request is told for which there is no room"),
+    key("deadline-status", choice(&["503", "504"]), Port, LIVE, Text("503"),
+        "what a request is told that cannot be served before its deadline; gRPC is always told DEADLINE_EXCEEDED"),
     key("tcp-refuse", choice(&["close", "reset", "hold"]), Port, LIVE, Text("close"),
         "what a refused client sees: FIN, RST, or nothing (it waits in the kernel's backlog)"),
     key("connect-timeout", TIMEOUT, Port, LIVE, Text("1s"),
@@ -161,7 +163,7 @@ pub const KEYS: &[Key] = &[
     key("control", Kind::Path, Process, RESTART, Rule("/run/tidegate/control.sock, else the user's runtime directory"),
         "Unix socket for all that changes something"),
     key("probe", Kind::Address, Process, RESTART, Text("0.0.0.0:15821"),
-        "address of /livez, /readyz and /startupz"),
+        "address of /livez, /readyz, /startupz, /app-probe/… and /drain/wait"),
     key("metrics", Kind::Address, Process, RESTART, Text("0.0.0.0:15822"),
         "address of /metrics"),
     key("access-log", choice(&["off", "on", "with-query"]), Port, LIVE, Text("off"),
@@ -175,6 +177,14 @@ pub const KEYS: &[Key] = &[
     key("log-level", Kind::Filter, Process, LIVE, Text("info"),
         "how much is logged: off, error, warn, info, debug, trace, or a filter such as info,tidegate=debug"),
 ];
+
+/// Settings that only the operator makes: where the gateway listens, and what it costs the node. No
+/// annotation and no ConfigMap of a namespace changes them.
+pub const OPERATORS: &[&str] =
+    &["uring-sqpoll", "admin", "control", "probe", "metrics", "log-format", "grace"];
+
+/// Annotations under our prefix that are read when the pod is made, not by the gateway.
+pub const INJECTORS: &[&str] = &["capture", "include-inbound-ports", "exclude-inbound-ports"];
 
 /// The setting of that name.
 pub fn find(name: &str) -> Option<&'static Key> {
@@ -222,6 +232,14 @@ mod tests {
             }
         }
         assert_eq!(table.lines().count(), KEYS.len() + 2);
+    }
+
+    #[test]
+    fn what_tenants_may_not_set_is_in_the_table() {
+        for name in OPERATORS.iter().chain(INJECTORS) {
+            let key = find(name).expect("in the table");
+            assert!(!key.live, "{name} could change at any time");
+        }
     }
 
     #[test]

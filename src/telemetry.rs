@@ -10,6 +10,7 @@
 //! collected ([`control`]), and never into the log.
 
 pub mod control;
+mod dial;
 pub mod export;
 
 use std::io::{self, IsTerminal, Write};

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use super::control::{self, Control};
+use crate::io::listen;
 
 /// Where the faces are to be.
 #[derive(Clone, Debug)]
@@ -27,6 +28,7 @@ pub struct Bound {
     pub(super) probe: TcpListener,
     pub(super) metrics: TcpListener,
     pub(super) control: Control,
+    without_ipv6: bool,
 }
 
 /// One face that cannot be opened, and the flag that moves it elsewhere.
@@ -55,13 +57,12 @@ pub fn try_control(path: &Path) -> io::Result<()> {
 
 /// Open all four, or say of each that failed why.
 pub fn bind(faces: &Faces) -> Result<Bound, Vec<BindError>> {
-    let mut errors = Vec::new();
+    let (mut errors, mut without_ipv6) = (Vec::new(), false);
     let mut tcp = |flag, address: SocketAddr| {
-        let bound = TcpListener::bind(address).and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            Ok(listener)
-        });
+        let bound = listen::open(address);
         bound
+            .inspect(|socket| without_ipv6 |= listen::fell_back(address, socket))
+            .map(TcpListener::from)
             .map_err(|source| errors.push(BindError { flag, place: address.to_string(), source }))
             .ok()
     };
@@ -73,13 +74,18 @@ pub fn bind(faces: &Faces) -> Result<Bound, Vec<BindError>> {
     });
     match (listeners, control) {
         ([Some(admin), Some(probe), Some(metrics)], Ok(control)) => {
-            Ok(Bound { admin, probe, metrics, control })
+            Ok(Bound { admin, probe, metrics, control, without_ipv6 })
         }
         _ => Err(errors),
     }
 }
 
 impl Bound {
+    /// Whether a face was to be at `[::]`, and this machine has IPv4 alone.
+    pub fn without_ipv6(&self) -> bool {
+        self.without_ipv6
+    }
+
     /// The address of `--admin` that was really bound.
     pub fn admin(&self) -> io::Result<SocketAddr> {
         self.admin.local_addr()

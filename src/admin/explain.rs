@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::escape::Shown;
-use crate::journal::{Found, Journal, Note, Numbers};
+use crate::journal::{Found, Journal, Note, Numbers, Reaches};
 use crate::outcome::{Fault, Outcome, Reason};
 
 /// How many are listed when nobody says how many, and at most.
@@ -139,12 +139,13 @@ fn what(journal: &Journal, note: &Note, now: Instant) -> String {
         Some(request) => {
             let head = [request.method.shown().to_string(), request.path.shown().to_string()];
             let head = head.join(" ");
-            let head = if head.trim().is_empty() { String::new() } else { format!("({head}) ") };
-            format!(
-                "Request {} {head}from {from}, on connection {},",
-                request.id.shown(),
-                note.connection
-            )
+            let head = head.trim();
+            let head = if head.is_empty() { String::new() } else { format!("({head}) ") };
+            let id = match request.id.bytes() {
+                [] => String::new(),
+                _ => format!("{} ", request.id.shown()),
+            };
+            format!("Request {id}{head}from {from}, on connection {},", note.connection)
         }
         None => format!("Connection {} from {from}", note.connection),
     };
@@ -217,6 +218,7 @@ fn why(note: &Note) -> String {
                 "Its client had left, and the application did not finish within abandon-timeout."
                     .to_owned()
             }
+            Reason::NotServed => not_served(note),
         },
         Outcome::ClientReset => {
             format!("It had a slot after {waited}; its client broke off after {lasted}.")
@@ -245,6 +247,23 @@ fn why(note: &Note) -> String {
         }
         Outcome::Served => format!("It was served in {lasted}."),
     }
+}
+
+fn not_served(note: &Note) -> String {
+    let told = note.request.as_ref().map_or(0, |request| request.status);
+    // What has been heard as a whole has an id.
+    let heard = note.request.as_ref().is_some_and(|request| !request.id.bytes().is_empty());
+    let why = match told {
+        405 => "CONNECT asks for a way to another host, and this is not a proxy for those",
+        408 => "its head had not come to its end within header-timeout",
+        414 => "its path is longer than 65534 bytes",
+        431 => "its head is longer than max-header-bytes, or has more than 100 fields",
+        _ if heard => {
+            "a request says by one Host header whom it is for, and this one has none or several"
+        }
+        _ => "its head cannot be read as HTTP/1.1",
+    };
+    format!("It never asked for a slot, whatever the port had: {why}.")
 }
 
 fn deadline(note: &Note) -> String {
@@ -287,6 +306,9 @@ fn told(note: &Note) -> Option<String> {
 
 /// What the application can do.
 fn pace(note: &Note) -> Option<String> {
+    if note.outcome == Outcome::Refused(Reason::NotServed) {
+        return None;
+    }
     let mean = note.request.as_ref()?.mean?;
     let limit = note.numbers.limit?;
     let rate = (limit as f32 / mean.max(1e-6) * 10.0).round() / 10.0;
@@ -350,6 +372,9 @@ fn advice(note: &Note) -> Vec<String> {
         Outcome::Refused(Reason::UpstreamTimeout) => one(
             "The application does not accept: it hangs, or its backlog is full. Its own log may know; a lower limit may help.",
         ),
+        Outcome::Refused(Reason::NotServed) => {
+            one("Nothing here: whoever wrote the client has to mend it. It may also be a scanner.")
+        }
         Outcome::AppReset | Outcome::AppStalled => {
             one("Ask the application: it ended or took nothing in the middle.")
         }
@@ -372,14 +397,21 @@ fn unknown(journal: &Journal, name: &str, now: Instant) -> Vec<String> {
         format!("nothing is known of {}. That may be because", Shown::all(name.as_bytes())),
         "  it was served: only what was refused or broke off is written down".to_owned(),
         format!("  it came before this gateway started, at {begun}, or to another one"),
-        "  it never got as far as a slot: what is no HTTP, or not meant for this host, is answered at once".to_owned(),
+        "  its head could not be read: it has no id, and is known by its connection's number"
+            .to_owned(),
     ];
-    reasons.push(match reach.unbroken_since {
-        None => "  (nothing has been refused here since then)".to_owned(),
-        Some(since) => {
+    reasons.push(match reach.reaches {
+        Reaches::Everything if reach.noted == 0 => {
+            "  (nothing has been refused or broken off here since then)".to_owned()
+        }
+        Reaches::Everything => {
+            "  (it is not too old: all that was refused or broken off since then is still here)"
+                .to_owned()
+        }
+        Reaches::Since(since) => {
             let ago = time(now.saturating_duration_since(since).as_secs_f32());
             format!(
-                "  it is older than {ago}: of the time before only some refusals are still here"
+                "  it came more than {ago} ago: there have been so many since that of the time before only some are still here"
             )
         }
     });

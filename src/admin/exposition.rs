@@ -9,17 +9,17 @@ use prometheus_client::encoding::{
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use crate::metrics::Snapshot;
 
 use super::negotiate::Format;
 
 /// The labels of one series.
-pub(super) type Labels = Vec<(&'static str, String)>;
+pub(crate) type Labels = Vec<(&'static str, String)>;
 
 /// The page of a registry.
-pub(super) fn write(registry: &Registry, format: Format) -> String {
+pub(crate) fn write(registry: &Registry, format: Format) -> String {
     let mut page = String::with_capacity(16 * 1024);
     text::encode(&mut page, registry).expect("writing to a string cannot fail");
     // Both formats have "+Inf"; the encoder writes Rust's "inf".
@@ -31,14 +31,14 @@ pub(super) fn write(registry: &Registry, format: Format) -> String {
 }
 
 /// Families of metrics, written one after the other.
-pub(super) struct Families<'a>(pub(super) DescriptorEncoder<'a>);
+pub(crate) struct Families<'a>(pub(crate) DescriptorEncoder<'a>);
 
 impl Families<'_> {
-    pub(super) fn info(&mut self, name: &str, help: &str, labels: Labels) -> fmt::Result {
+    pub(crate) fn info(&mut self, name: &str, help: &str, labels: Labels) -> fmt::Result {
         self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(&labels)
     }
 
-    pub(super) fn gauges<V>(
+    pub(crate) fn gauges<V>(
         &mut self,
         name: &str,
         help: &str,
@@ -47,7 +47,8 @@ impl Families<'_> {
     where
         V: EncodeGaugeValue,
     {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        let (name, unit) = unit_of(name);
+        let mut family = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
         series.iter().try_for_each(|(labels, value)| match labels.is_empty() {
             true => family.encode_gauge(value),
             false => family.encode_family(labels)?.encode_gauge(value),
@@ -55,7 +56,7 @@ impl Families<'_> {
     }
 
     /// `name` without `_total`.
-    pub(super) fn counters<V>(
+    pub(crate) fn counters<V>(
         &mut self,
         name: &str,
         help: &str,
@@ -65,26 +66,47 @@ impl Families<'_> {
         V: EncodeCounterValue,
     {
         const PLAIN: Option<&Exemplar<NoLabelSet, f64>> = None;
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        let (name, unit) = unit_of(name);
+        let mut family =
+            self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
         series.iter().try_for_each(|(labels, value)| match labels.is_empty() {
             true => family.encode_counter(value, PLAIN),
             false => family.encode_family(labels)?.encode_counter(value, PLAIN),
         })
     }
 
-    pub(super) fn histograms(
+    pub(crate) fn histograms(
         &mut self,
         name: &str,
         help: &str,
         series: Vec<(Labels, Snapshot)>,
     ) -> fmt::Result {
         const PLAIN: Option<&HashMap<usize, Exemplar<NoLabelSet, f64>>> = None;
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        let (name, unit) = unit_of(name);
+        let kind = MetricType::Histogram;
+        let mut family = self.0.encode_descriptor(name, help, unit.as_ref(), kind)?;
         series.iter().try_for_each(|(labels, seen)| {
-            let sum = seen.sum.as_secs_f64();
-            family.encode_family(labels)?.encode_histogram(sum, seen.count(), &buckets(seen), PLAIN)
+            let (sum, count, buckets) = (seen.sum.as_secs_f64(), seen.count(), buckets(seen));
+            match labels.is_empty() {
+                true => family.encode_histogram(sum, count, &buckets, PLAIN),
+                false => {
+                    family.encode_family(labels)?.encode_histogram(sum, count, &buckets, PLAIN)
+                }
+            }
         })
     }
+}
+
+/// The unit that a name ends in, which OpenMetrics wants to be said, and what is before it.
+fn unit_of(name: &str) -> (&str, Option<Unit>) {
+    let (front, last) = name.rsplit_once('_').unwrap_or((name, ""));
+    let unit = match last {
+        "seconds" => Unit::Seconds,
+        "bytes" => Unit::Bytes,
+        "ratio" => Unit::Other("ratio".to_owned()),
+        _ => return (name, None),
+    };
+    (front, Some(unit))
 }
 
 /// As the encoder wants them: each bound with the count of its own bucket.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes};
 use hyper::header::{
-    ACCEPT, ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue, REFERRER_POLICY,
+    ACCEPT, ALLOW, CONTENT_SECURITY_POLICY, HeaderMap, HeaderValue, REFERRER_POLICY,
 };
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde::Serialize;
@@ -15,16 +15,18 @@ use serde_json::json;
 
 use crate::lifecycle::{Cause, Phase};
 
+use super::answer::{respond, text};
 use super::document::document;
 use super::gateway::Gateway;
 use super::history::History;
 use super::negotiate::Format;
+use super::patience::Visitor;
 use super::{explain, page, scrape};
 
 /// One of the four addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Face {
-    /// For the kubelet: the probes.
+    /// For the kubelet: the probes, ours and the application's, and what its hooks wait for.
     Probe,
     /// For the scraper.
     Metrics,
@@ -45,6 +47,7 @@ enum Route {
     Settings,
     Connections,
     Explain,
+    AppProbe,
     DrainWait,
     Drain,
     Set,
@@ -53,6 +56,9 @@ enum Route {
 
 /// A request's body comes from this machine and is small; a client slower than this is stuck.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Container and kind follow.
+const APP_PROBE: &str = "/app-probe/";
 
 /// A page that lists more is of no use to anybody, and costs something every second.
 const FEW_CONNECTIONS: u64 = 100;
@@ -75,6 +81,7 @@ impl Route {
             "/log-level" => Self::LogLevel,
             // A name follows.
             _ if path.starts_with("/explain/") => Self::Explain,
+            _ if path.starts_with(APP_PROBE) => Self::AppProbe,
             _ => return None,
         })
     }
@@ -85,9 +92,14 @@ impl Route {
 
     fn is_on(self, face: Face) -> bool {
         match face {
-            Face::Probe => matches!(self, Self::Livez | Self::Readyz | Self::Startupz),
+            Face::Probe => matches!(
+                self,
+                Self::Livez | Self::Readyz | Self::Startupz | Self::AppProbe | Self::DrainWait
+            ),
             Face::Metrics => self == Self::Metrics,
-            Face::Admin => !self.changes_something() && self != Self::DrainWait,
+            Face::Admin => {
+                !self.changes_something() && !matches!(self, Self::DrainWait | Self::AppProbe)
+            }
             Face::Control => true,
         }
     }
@@ -98,6 +110,7 @@ pub(super) async fn answer<B>(
     face: Face,
     gateway: Arc<dyn Gateway>,
     history: &History,
+    visitor: &Visitor,
     request: Request<B>,
 ) -> Response<Full<Bytes>>
 where
@@ -118,7 +131,7 @@ where
     }
     match route {
         Route::Livez => text(StatusCode::OK, "alive"),
-        Route::Readyz => phase(&*gateway, |phase| phase == Phase::Serving),
+        Route::Readyz => readyz(&*gateway),
         Route::Startupz => phase(&*gateway, |phase| phase >= Phase::Serving),
         Route::Metrics => metrics(&*gateway, request.headers()),
         Route::Page => page(&*gateway, history, request.uri().query()),
@@ -126,7 +139,8 @@ where
         Route::Settings => json(StatusCode::OK, &gateway.settings()),
         Route::Connections => json(StatusCode::OK, &gateway.connections()),
         Route::Explain => explained(&*gateway, request.uri()),
-        Route::DrainWait => json(StatusCode::OK, &gateway.lifecycle().drained_if_begun().await),
+        Route::AppProbe => app_probe(&*gateway, visitor, request.uri()).await,
+        Route::DrainWait => drain_wait(face, &*gateway, visitor).await,
         Route::Drain => drain(&*gateway),
         Route::Set => set(&*gateway, request).await,
         Route::LogLevel => log_level(&*gateway, request).await,
@@ -137,6 +151,42 @@ fn phase(gateway: &dyn Gateway, good: impl Fn(Phase) -> bool) -> Response<Full<B
     let phase = gateway.lifecycle().phase();
     let status = if good(phase) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     text(status, word(phase))
+}
+
+/// Listening, and not draining; the settings in force can always be used. A change of settings that failed
+/// is no reason: the last good ones hold.
+fn readyz(gateway: &dyn Gateway) -> Response<Full<Bytes>> {
+    let life = gateway.lifecycle();
+    let status = if life.ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    text(status, word(life.phase()))
+}
+
+/// What the pod's specification says is asked, and nothing of the request that asks for it.
+async fn app_probe(gateway: &dyn Gateway, visitor: &Visitor, uri: &Uri) -> Response<Full<Bytes>> {
+    let name = uri.path().strip_prefix(APP_PROBE).unwrap_or_default();
+    let Some(_place) = visitor.wait() else { return too_many() };
+    match gateway.probes().run(name).await {
+        Some(verdict) => {
+            let code = StatusCode::from_u16(verdict.code()).unwrap_or(StatusCode::BAD_GATEWAY);
+            text(code, &format!("{}: {}", verdict.finding.label(), verdict.why))
+        }
+        None => text(StatusCode::NOT_FOUND, "there is no such probe"),
+    }
+}
+
+/// Starts nothing; the network is told no more than that it is over.
+async fn drain_wait(face: Face, gateway: &dyn Gateway, visitor: &Visitor) -> Response<Full<Bytes>> {
+    let Some(_place) = visitor.wait() else { return too_many() };
+    let report = gateway.lifecycle().drained_if_begun().await;
+    match face {
+        Face::Control => json(StatusCode::OK, &report),
+        _ if report.is_some() => text(StatusCode::OK, "drained"),
+        _ => text(StatusCode::OK, "nothing drains"),
+    }
+}
+
+fn too_many() -> Response<Full<Bytes>> {
+    text(StatusCode::SERVICE_UNAVAILABLE, "too many wait already")
 }
 
 fn word(phase: Phase) -> &'static str {
@@ -249,20 +299,4 @@ fn json(status: StatusCode, value: &impl Serialize) -> Response<Full<Bytes>> {
         Ok(body) => respond(status, "application/json", body),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
-}
-
-/// A line of text.
-pub(super) fn text(status: StatusCode, line: &str) -> Response<Full<Bytes>> {
-    respond(status, "text/plain; charset=utf-8", format!("{line}\n"))
-}
-
-fn respond(
-    status: StatusCode,
-    content_type: &'static str,
-    body: impl Into<Bytes>,
-) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::PortMetrics;
+use crate::probes::Probes;
 
 use super::status::{Status, Vitals};
 
@@ -32,6 +33,9 @@ pub trait Gateway: Send + Sync + 'static {
 
     /// What was refused or broke of late.
     fn journal(&self) -> Arc<Journal>;
+
+    /// The application's own probes.
+    fn probes(&self) -> Arc<Probes>;
 
     /// The phases and the drain.
     fn lifecycle(&self) -> Lifecycle;

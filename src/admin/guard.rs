@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use hyper::header::{HOST, HeaderValue, ORIGIN};
 use hyper::{Request, Response, StatusCode, Version};
 
-use super::faces::text;
+use super::answer::text;
 
 /// The refusal, if there is one. `bound`: the address the face listens on.
 pub(super) fn check<B>(request: &Request<B>, bound: IpAddr) -> Option<Response<Full<Bytes>>> {

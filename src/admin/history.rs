@@ -234,7 +234,8 @@ impl Columns {
 impl Sample {
     /// Refused, but for those who left by themselves.
     fn turned_away(&self) -> u64 {
-        self.refused.iter().sum::<u64>() - self.refused[Reason::ClientGone as usize]
+        let turned_away = Reason::ALL.into_iter().filter(|reason| !reason.is_its_clients());
+        turned_away.map(|reason| self.refused[reason as usize]).sum()
     }
 }
 

@@ -3,7 +3,7 @@
 
 /// How the page is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub(crate) enum Format {
     /// What Prometheus has read since it exists.
     Classic,
     /// Its successor.
@@ -25,7 +25,7 @@ enum Closeness {
 
 impl Format {
     /// The format that a client likes best. `accept`: the header's values.
-    pub(super) fn negotiate<'a>(accept: impl Iterator<Item = &'a str>) -> Self {
+    pub(crate) fn negotiate<'a>(accept: impl Iterator<Item = &'a str>) -> Self {
         let mut liked = [Self::Classic, Self::OpenMetrics].map(|format| (format, None));
         for range in accept.flat_map(|value| split(value, ',')) {
             for (format, liking) in &mut liked {
@@ -48,7 +48,7 @@ impl Format {
     }
 
     /// What to call it.
-    pub(super) const fn content_type(self) -> &'static str {
+    pub(crate) const fn content_type(self) -> &'static str {
         match self {
             Self::Classic => "text/plain; version=0.0.4; charset=utf-8",
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",

@@ -1,14 +1,16 @@
 //! What the kernel knows of this process and of its network, read from /proc when asked: the
 //! `process_*` metrics every exporter has, and the losses of listening sockets.
 
-use std::fs;
+use std::{fmt, fs};
 
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
 
+use super::exposition::{Families, Labels};
+
 /// This process, now. What cannot be read is left out.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     pub(super) cpu_seconds: f64,
     pub(super) resident_bytes: u64,
     pub(super) threads: u64,
@@ -50,7 +52,7 @@ impl Network {
 
 impl Process {
     /// Read /proc/self.
-    pub(super) fn now() -> Option<Self> {
+    pub(crate) fn now() -> Option<Self> {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
         // The name in parentheses may contain spaces; proc(5) counts fields from 1, and state, the
         // first after the name, is the third.
@@ -69,6 +71,26 @@ impl Process {
             max_fds: getrlimit(Resource::Nofile).current,
         })
     }
+
+    /// As every exporter shows it.
+    pub(crate) fn encode(self, out: &mut Families<'_>) -> fmt::Result {
+        out.counters("process_cpu_seconds", "CPU time used", one(self.cpu_seconds))?;
+        out.gauges("process_resident_memory_bytes", "Memory in use", one(self.resident_bytes))?;
+        out.gauges("process_open_fds", "Open descriptors", one(self.open_fds))?;
+        if let Some(max) = self.max_fds {
+            out.gauges("process_max_fds", "Descriptors that may be open", one(max))?;
+        }
+        out.gauges(
+            "process_start_time_seconds",
+            "When the process started",
+            one(self.start_time_seconds),
+        )?;
+        out.gauges("process_threads", "Threads", one(self.threads))
+    }
+}
+
+fn one<V>(value: V) -> Vec<(Labels, V)> {
+    vec![(Labels::new(), value)]
 }
 
 fn boot_time() -> Option<u64> {

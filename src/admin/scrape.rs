@@ -21,6 +21,7 @@ use prometheus_client::registry::Registry;
 
 use crate::lifecycle::Phase;
 use crate::metrics::{Histogram, PortMetrics, Snapshot};
+use crate::probes::{Finding, Probes};
 
 use super::exposition::{Families, Labels, write};
 use super::gateway::Gateway;
@@ -34,6 +35,7 @@ pub(super) fn scrape(gateway: &dyn Gateway, format: Format) -> String {
         status: gateway.status(),
         vitals: gateway.vitals(),
         metrics: gateway.ports(),
+        probes: gateway.probes(),
         process: Process::now(),
         network: Network::now(),
     };
@@ -46,6 +48,7 @@ struct Page {
     status: Status,
     vitals: Vitals,
     metrics: Vec<Arc<PortMetrics>>,
+    probes: Arc<Probes>,
     process: Option<Process>,
     network: Option<Network>,
 }
@@ -57,6 +60,10 @@ struct Port<'a> {
     vitals: &'a PortVitals,
     metrics: &'a PortMetrics,
 }
+
+/// Why a setting may not hold as it was written.
+const REMARKS: [&str; 6] =
+    ["invalid", "unreadable", "unknown", "needs_restart", "unused", "clamped"];
 
 const PHASES: [(Phase, &str); 5] = [
     (Phase::Starting, "starting"),
@@ -77,9 +84,10 @@ impl Collector for Page {
         self.backlog(&mut out)?;
         self.engine(&mut out)?;
         self.lifecycle(&mut out)?;
+        self.probes(&mut out)?;
         self.settings(&mut out)?;
         self.traces(&mut out)?;
-        self.process(&mut out)
+        self.process.map_or(Ok(()), |process| process.encode(&mut out))
     }
 }
 
@@ -141,6 +149,33 @@ impl Page {
             "tidegate_drain_cut",
             "Connections and requests cut at the end of a drain",
             one(cut.sum::<u64>()),
+        )?;
+        out.counters(
+            "tidegate_drains_taken_back",
+            "Drains after which the gateway served again",
+            one(self.status.drains_taken_back),
+        )
+    }
+
+    fn probes(&self, out: &mut Families<'_>) -> fmt::Result {
+        let series = self.probes.counts().flat_map(|(name, counts)| {
+            Finding::ALL.into_iter().zip(counts).map(move |(finding, n)| {
+                let labels = vec![
+                    ("container", name.container.clone()),
+                    ("kind", name.kind.to_owned()),
+                    ("result", finding.label().to_owned()),
+                ];
+                (labels, n)
+            })
+        });
+        let series: Vec<_> = series.collect();
+        if series.is_empty() {
+            return Ok(());
+        }
+        out.counters(
+            "tidegate_app_probes",
+            "Probes of the application done for the kubelet, by what they found",
+            series,
         )
     }
 
@@ -149,7 +184,7 @@ impl Page {
         let since = reload.last_success.duration_since(UNIX_EPOCH).unwrap_or_default();
         out.gauges(
             "tidegate_config_last_reload_successful",
-            "Whether the settings could be used when the file was read last",
+            "Whether all settings could be used as they were given last",
             one(u64::from(reload.ok)),
         )?;
         out.gauges(
@@ -158,7 +193,12 @@ impl Page {
             one(since.as_secs_f64()),
         )?;
         let changes = self.vitals.changes;
-        let sources = [("file", changes.file), ("live", changes.live)];
+        let sources = [
+            ("file", changes.file),
+            ("live", changes.live),
+            ("annotations", changes.annotations),
+            ("namespace", changes.namespace),
+        ];
         let series = sources.into_iter().flat_map(|(source, results)| {
             ["applied", "refused"].into_iter().zip(results).map(move |(result, n)| {
                 (vec![("source", source.to_owned()), ("result", result.to_owned())], n)
@@ -169,6 +209,29 @@ impl Page {
             "Changes of settings, by where they came from and whether they were put in force",
             series.collect(),
         )?;
+        let troubles = REMARKS.map(|reason| {
+            let remarks = self.status.remarks.iter();
+            let number = remarks.filter(|remark| remark.reason == reason).count();
+            (vec![("reason", reason.to_owned())], number)
+        });
+        out.gauges(
+            "tidegate_config_remarks",
+            "In a pod: settings that do not hold as they were written",
+            troubles.into(),
+        )?;
+        if let Some(watch) = &self.status.own_pod {
+            out.gauges(
+                "tidegate_own_pod_watched",
+                "Whether the API server tells at once what becomes of the pod",
+                one(u64::from(watch.watching)),
+            )?;
+            let failures = watch.failures.iter();
+            out.counters(
+                "tidegate_own_pod_watch_failures",
+                "Attempts to watch the pod that failed",
+                failures.map(|(why, n)| (vec![("reason", (*why).to_owned())], *n)).collect(),
+            )?;
+        }
         let dropped = self.status.dropped_lines;
         out.counters(
             "tidegate_log_lines_dropped",
@@ -201,24 +264,6 @@ impl Page {
             "Requests not recorded because of trace-max-spans",
             one(traces.capped),
         )
-    }
-
-    fn process(&self, out: &mut Families<'_>) -> fmt::Result {
-        let Some(process) = self.process else {
-            return Ok(());
-        };
-        out.counters("process_cpu_seconds", "CPU time used", one(process.cpu_seconds))?;
-        out.gauges("process_resident_memory_bytes", "Memory in use", one(process.resident_bytes))?;
-        out.gauges("process_open_fds", "Open descriptors", one(process.open_fds))?;
-        if let Some(max) = process.max_fds {
-            out.gauges("process_max_fds", "Descriptors that may be open", one(max))?;
-        }
-        out.gauges(
-            "process_start_time_seconds",
-            "When the process started",
-            one(process.start_time_seconds),
-        )?;
-        out.gauges("process_threads", "Threads", one(process.threads))
     }
 
     /// One series per port.
@@ -277,8 +322,9 @@ mod tests {
 
     use super::super::status::{Changes, Counts, Engine, Pools, Reload, Traces};
     use super::*;
-    use crate::admin::DroppedLines;
+    use crate::admin::{DroppedLines, OwnPod, Remark};
     use crate::outcome::{Outcome, Reason};
+    use crate::probes::Plan;
 
     fn port(listen: &str, limit: Option<u32>, metrics: &PortMetrics) -> PortStatus {
         PortStatus {
@@ -298,7 +344,16 @@ mod tests {
         }
     }
 
+    fn probes() -> Probes {
+        let spec = r#"{"app/liveness": {"tcpSocket": {"port": 80}}}"#;
+        Probes::new(&Plan::parse([127, 0, 0, 1].into(), spec), Vec::new())
+    }
+
     fn page(format: Format) -> String {
+        whole().written(format)
+    }
+
+    fn whole() -> Page {
         let metrics = Arc::new(PortMetrics::default());
         for outcome in [Outcome::Served, Outcome::Refused(Reason::QueueFull)] {
             metrics.accept();
@@ -316,7 +371,7 @@ mod tests {
                 PortVitals { backlog: Some([3, 128]), app_connections: 2, turned_away: 5.0 },
                 PortVitals { backlog: None, app_connections: 0, turned_away: 0.0 },
             ],
-            changes: Changes { file: [1, 2], live: [3, 4] },
+            changes: Changes { file: [1, 2], live: [3, 4], ..Changes::default() },
         };
         let status = Status {
             version: "0.1.0",
@@ -341,7 +396,15 @@ mod tests {
             metrics: local,
             uptime_seconds: 1.0,
             last_reload: Reload { ok: true, error: None, last_success: SystemTime::now() },
+            remarks: vec![Remark {
+                source: "annotations",
+                reason: "invalid",
+                text: "limit".into(),
+            }],
+            own_pod: Some(OwnPod { failures: [("silent", 2)].into(), ..OwnPod::default() }),
             drain: None,
+            drain_partial: false,
+            drains_taken_back: 2,
             traces: Some(Traces {
                 exported: 5,
                 queue_full: 2,
@@ -352,8 +415,8 @@ mod tests {
         };
         let metrics = vec![metrics, Arc::default()];
         let network = Some(Network { listen_overflows: 1, listen_drops: 2 });
-        let page = Page { status, vitals, metrics, process: Process::now(), network };
-        page.written(format)
+        let probes = Arc::new(probes());
+        Page { status, vitals, metrics, probes, process: Process::now(), network }
     }
 
     fn has(page: &str, line: &str) {
@@ -400,6 +463,10 @@ mod tests {
             "tidegate_drain_state 2",
             "tidegate_drain_cut_total 0",
             "tidegate_config_last_reload_successful 1",
+            "tidegate_config_remarks{reason=\"invalid\"} 1",
+            "tidegate_config_remarks{reason=\"clamped\"} 0",
+            "tidegate_own_pod_watched 0",
+            "tidegate_own_pod_watch_failures_total{reason=\"silent\"} 2",
         ] {
             has(&page, line);
         }
@@ -411,7 +478,7 @@ mod tests {
         ] {
             assert!(!page.contains(absent), "{absent} cannot be:\n{page}");
         }
-        assert!(!page.contains("# EOF") && !page.contains("# UNIT") && !page.contains("unknown"));
+        assert!(!page.contains("# EOF") && !page.contains("# UNIT") && !page.contains(" unknown"));
         // One HELP and one TYPE for each family, and every sample under its own.
         let mut family = "";
         for line in page.lines() {
@@ -430,5 +497,67 @@ mod tests {
         has(&page, "# TYPE tidegate_build info");
         has(&page, "# TYPE tidegate_admission_decisions counter");
         has(&page, "tidegate_admission_limit{port=\"8081\"} +Inf");
+        has(&page, "# UNIT tidegate_admission_demand_ratio ratio");
+        // Of each family the kind, a help that says something, and the unit that its name ends in.
+        let of = |word: &str| -> std::collections::BTreeMap<&str, &str> {
+            let lines = page.lines().filter_map(|line| line.strip_prefix(word));
+            lines.map(|rest| rest.split_once(' ').expect("a name and a word")).collect()
+        };
+        let (types, helps, units) = (of("# TYPE "), of("# HELP "), of("# UNIT "));
+        assert!(types.len() > 40, "{types:?}");
+        for (name, kind) in &types {
+            assert!(["counter", "gauge", "histogram", "info"].contains(kind), "{name}: {kind}");
+            assert!(helps.get(name).is_some_and(|help| help.len() > 5), "{name}: {helps:?}");
+            let unit = ["seconds", "bytes", "ratio"].into_iter().find(|unit| name.ends_with(unit));
+            assert_eq!(units.get(name).copied(), unit, "{name}");
+            let is_counter = page.contains(&format!("\n{name}_total"));
+            assert_eq!(is_counter, *kind == "counter", "{name}");
+        }
+        assert_eq!(types.keys().collect::<Vec<_>>(), helps.keys().collect::<Vec<_>>());
+    }
+
+    /// What a series costs is paid by whoever stores it, for ever: their number depends on ports and on
+    /// settings, and on nothing that a client says.
+    #[test]
+    fn labels_are_few_and_of_our_own_choice() {
+        const PORTS: u16 = 300;
+        let metrics = Arc::new(PortMetrics::default());
+        for reason in Reason::ALL {
+            metrics.end(Outcome::Refused(reason), Duration::ZERO);
+            metrics.end_request(Outcome::Refused(reason), Duration::ZERO);
+        }
+        let shadow = (1..=crate::limit::MAX_SHADOW_LIMITS as u32).map(|limit| (limit, 1)).collect();
+        let of = |count: u16| {
+            let ports = (0..count).map(|n| PortStatus {
+                protocol: "auto",
+                bypass: Some(1),
+                shadow: std::collections::BTreeMap::clone(&shadow),
+                ..port(&format!("0.0.0.0:{}", 1000 + n), Some(8), &metrics)
+            });
+            let mut page = whole();
+            page.status.ports = ports.collect();
+            page.metrics = vec![metrics.clone(); usize::from(count)];
+            let vitals =
+                PortVitals { backlog: Some([3, 128]), app_connections: 2, turned_away: 5.0 };
+            page.vitals.ports = vec![vitals; usize::from(count)];
+            page.written(Format::Classic)
+        };
+        let series = |page: &str| page.lines().filter(|line| !line.starts_with('#')).count();
+        let (one, many) = (of(1), of(PORTS));
+        let each = (series(&many) - series(&one)) / usize::from(PORTS - 1);
+        assert_eq!(series(&many), series(&one) + usize::from(PORTS - 1) * each);
+        assert!(each < 200, "{each} series a port");
+        // Containers and kinds of probes are those of the pod's specification.
+        let known = "container direction engine kind le limit log mode outcome phase port protocol reason result \
+                     source version";
+        let known: Vec<_> = known.split(' ').collect();
+        for line in many.lines().filter(|line| !line.starts_with('#')) {
+            let labels = line.split_once('{').map_or("", |(_, rest)| rest);
+            let names = labels.split("=\"").filter_map(|part| part.rsplit(['{', ',', '"']).next());
+            let names = names.filter(|name| !name.is_empty() && !name.contains('}'));
+            for name in names {
+                assert!(known.contains(&name), "{name:?} of {line}");
+            }
+        }
     }
 }

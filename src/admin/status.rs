@@ -44,8 +44,16 @@ pub struct Status {
     pub uptime_seconds: f64,
     /// The last change of settings, or the start.
     pub last_reload: Reload,
+    /// In a pod: everything that does not hold as it was written.
+    pub remarks: Vec<Remark>,
+    /// The watch of the own pod, if there is one.
+    pub own_pod: Option<OwnPod>,
     /// What the drain did, once it is over.
     pub drain: Option<Report>,
+    /// Some container of the pod has a hook of its own, and may end before a drain does.
+    pub drain_partial: bool,
+    /// Drains that were taken back, since the start.
+    pub drains_taken_back: u64,
     /// What became of traces, if anybody collects them.
     pub traces: Option<Traces>,
 }
@@ -100,6 +108,30 @@ pub struct Reload {
     /// When settings were last applied; for the metrics.
     #[serde(skip)]
     pub last_success: SystemTime,
+}
+
+/// Something somebody has written that does not hold as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Remark {
+    /// Who: `operator`, `template`, `namespace`, `workload`, `annotations`, `live` or `ceilings`.
+    pub source: &'static str,
+    /// `invalid`, `unreadable`, `unknown`, `needs_restart`, `unused` or `clamped`.
+    pub reason: &'static str,
+    /// What, and what is allowed.
+    pub text: String,
+}
+
+/// The watch of the own pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct OwnPod {
+    /// Whether changes are told at once.
+    pub watching: bool,
+    /// Why not, since it failed last.
+    pub error: Option<String>,
+    /// Attempts that failed, by reason.
+    pub failures: BTreeMap<&'static str, u64>,
+    /// Whether the pod is being deleted.
+    pub deleted: bool,
 }
 
 /// One port.
@@ -162,6 +194,10 @@ pub struct Changes {
     pub file: [u64; 2],
     /// Over the control socket: `[applied, refused]`.
     pub live: [u64; 2],
+    /// The pod's annotations: `[applied, refused]`, even if only a part was refused.
+    pub annotations: [u64; 2],
+    /// The namespace's ConfigMap, the same.
+    pub namespace: [u64; 2],
 }
 
 /// What happened on a port so far, read in an order that keeps the sums true while traffic flows:

@@ -92,6 +92,44 @@ pub fn process(status: &Value) -> Vec<Story> {
         let detail = format!("the last good ones stay: {}", visible(error));
         stories.push(story(Tone::Busy, "Settings", "not applied", detail));
     }
+    stories.extend(pod(status));
+    stories
+}
+
+/// What is to be known of drains that are not under way: whether the application waits for them, and
+/// whether one came to nothing.
+pub fn drains(status: &Value) -> Vec<String> {
+    let mut notes = Vec::new();
+    if status["drain_partial"] == true {
+        let why = "a container has a hook of its own, and may end before a drain does";
+        notes.push(format!("drain=partial: {why}"));
+    }
+    let why = "nobody ended the gateway, and it serves again";
+    match number(&status["drains_taken_back"]) {
+        0 => {}
+        1 => notes.push(format!("1 drain was taken back: {why}")),
+        n => notes.push(format!("{n} drains were taken back: {why}")),
+    }
+    notes
+}
+
+/// What is said in a pod and does not hold as it was written, and whether it is watched.
+fn pod(status: &Value) -> Vec<Story> {
+    let mut stories = Vec::new();
+    let mut open = |subject: &str, word, detail| {
+        stories.push(Story { tone: Tone::Open, subject: subject.to_owned(), word, detail });
+    };
+    let failed =
+        |remark: &&Value| remark["reason"] == "invalid" || remark["reason"] == "unreadable";
+    let remarks: Vec<_> = status["remarks"].as_array().into_iter().flatten().collect();
+    let others = remarks.iter().filter(|remark| !failed(remark));
+    let others: Vec<_> = others.filter_map(|remark| remark["text"].as_str()).map(visible).collect();
+    if !others.is_empty() {
+        open("Settings", "not all as written", others.join("; "));
+    }
+    if let Some(error) = status["own_pod"]["error"].as_str() {
+        open("Pod", "not watched", visible(error));
+    }
     stories
 }
 
@@ -112,7 +150,16 @@ fn drain_detail(draining: &Value) -> String {
 /// What is going on at one port.
 pub fn port(status: &Value, port: &Value) -> Story {
     let now = Now::of(port);
-    let (tone, word, detail) = now.tell();
+    let (mut tone, mut word, mut detail) = now.tell();
+    let beside = number(&port["bypass"]);
+    if beside > 0 {
+        let connections = if beside == 1 { "connection reaches" } else { "connections reach" };
+        detail += &format!("; {beside} {connections} the application beside the gateway");
+        // What is let in is limited; what the application has is not.
+        if now.mode == "enforce" && tone == Tone::Calm {
+            (tone, word) = (Tone::Busy, "passed by");
+        }
+    }
     Story { tone, subject: format!("Port {}", name(status, port)), word, detail }
 }
 
@@ -147,8 +194,9 @@ struct Now<'a> {
     enough: Option<Option<u64>>,
 }
 
-/// The reason of those that were not turned away, but left by themselves.
-pub const LEFT: &str = "client_gone";
+/// The reasons of those that were not turned away, but left by themselves or asked for what nobody can
+/// have ([`Reason::is_its_clients`](crate::outcome::Reason::is_its_clients)).
+pub const OWN: [&str; 2] = ["client_gone", "not_served"];
 
 /// Reasons that say the application is in trouble.
 const APPLICATION: [&str; 3] = ["upstream_refused", "upstream_timeout", "abandoned"];
@@ -161,7 +209,7 @@ impl<'a> Now<'a> {
         let recent = &port["recent"];
         let rates = recent["refused_per_second"].as_object().into_iter().flatten();
         let mut refused: Vec<_> = rates
-            .filter(|(why, _)| *why != LEFT)
+            .filter(|(why, _)| !OWN.contains(&why.as_str()))
             .filter_map(|(why, rate)| Some((why.as_str(), rate.as_f64()?)))
             .filter(|(_, rate)| *rate > 0.0)
             .collect();
@@ -311,7 +359,8 @@ pub fn visible(text: &str) -> String {
 pub const fn is_visible(c: char) -> bool {
     !matches!(c,
         '\u{0}'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{61c}' | '\u{200b}'..='\u{200f}'
-        | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
+        | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{ad}' | '\u{180e}'
+        | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}'
     )
 }
 
@@ -339,6 +388,12 @@ mod tests {
                 "wait_seconds": { "p99": 0.1234 },
             },
         })
+    }
+
+    #[test]
+    fn whoever_was_not_turned_away_is_known_by_the_same_words() {
+        let own = crate::outcome::Reason::ALL.into_iter().filter(|reason| reason.is_its_clients());
+        assert_eq!(own.map(|reason| reason.label()).collect::<Vec<_>>(), OWN);
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Install, check and remove our table: one transaction in, read back, and proved.
+//! Install, check and remove our table: all of it at once, read back, and proved.
 //!
-//! Always true: after an error the table is as it was before. The kernel takes all rules or none; yet
-//! while a chain takes another's place, a SYN that is between the two can pass both. Rules that are
-//! there already are therefore left as they are.
+//! Always true: after an error the table is as it was before; the kernel takes all rules of a transaction
+//! or none. While other ports of ours take the place of those in force, which takes three transactions, a
+//! port that is redirected before and after is redirected all the time. Rules that are there already are
+//! left as they are.
 
 use std::fmt;
 use std::io;
@@ -109,10 +110,10 @@ pub fn install(plan: &Plan) -> Result<Installed, CaptureError> {
     proof::prove()?;
     let unchanged = matches!(&before, Some(Some(there)) if there == plan);
     if !unchanged {
-        transact(Batch::replacing(&plan.table()), true)?;
+        put(plan, before.as_ref().and_then(Option::as_ref))?;
     }
     let proved = read().and_then(|now| match now {
-        Some(Some(there)) if there == *plan => Ok(proof::prove()?),
+        Some(Some(there)) if there == *plan => proof::prove(),
         _ => Err(CaptureError::Different),
     });
     if proved.is_err() && !unchanged {
@@ -152,6 +153,22 @@ pub fn remove() -> Result<Removed, CaptureError> {
 /// Have the kernel judge the rules without putting them in force.
 pub fn try_rules(plan: &Plan) -> Result<(), CaptureError> {
     transact(Batch::replacing(&plan.table()), false)
+}
+
+/// Put `plan` in force, in place of the `old` one or of whatever has the table's name.
+fn put(plan: &Plan, old: Option<&Plan>) -> Result<(), CaptureError> {
+    let Some(old) = old else { return transact(Batch::replacing(&plan.table()), true) };
+    let mut now = old.table();
+    for next in plan.steps_from(old) {
+        if let Err(error) = transact(Batch::changing(&now, &next), true) {
+            if now != old.table() {
+                transact(Batch::replacing(&old.table()), true)?;
+            }
+            return Err(error);
+        }
+        now = next;
+    }
+    Ok(())
 }
 
 fn open() -> Result<Netlink, CaptureError> {

@@ -2,7 +2,7 @@
 //! was going.
 //!
 //! ```text
-//!  tidegate capture install ── rules ──→ nftables: one table over netlink, one transaction
+//!  tidegate capture install ── rules ──→ nftables: one table over netlink, all or nothing
 //!                                        └ read back ── proof: NAT and original destination work
 //!  tidegate run --capture   ── origin ─→ where a captured connection was going, and three guards
 //!  metrics                  ── sockets → connections that reach the application beside the gateway

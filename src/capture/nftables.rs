@@ -6,7 +6,7 @@
 
 use super::PortSet;
 use super::netlink::{self, ACK, DUMP, Message, REQUEST, Received, attribute, attributes};
-use super::rules::{Hook, Match, Plan, Rule, TABLE, Table, Verdict};
+use super::rules::{Hook, Match, NamedSet, Plan, Rule, TABLE, Table, Verdict};
 
 /// One step of a transaction: its message, and what to call it when the kernel refuses it.
 #[derive(Debug)]
@@ -31,11 +31,15 @@ const NEW_CHAIN: u16 = 0xa03;
 const GET_CHAIN: u16 = 0xa04;
 const NEW_RULE: u16 = 0xa06;
 const GET_RULE: u16 = 0xa07;
+const DELETE_RULE: u16 = 0xa08;
 const NEW_SET: u16 = 0xa09;
+const DELETE_SET: u16 = 0xa0b;
 const NEW_ELEMENTS: u16 = 0xa0c;
 const GET_ELEMENTS: u16 = 0xa0d;
 
 const CREATE: u16 = 0x400;
+/// What is to be created must not be there: another process may be at it.
+const NOT_THERE: u16 = 0x200;
 const APPEND: u16 = 0x800;
 
 /// `struct nfgenmsg`: family, version, resource in network order.
@@ -96,6 +100,24 @@ impl Batch {
         batch
     }
 
+    /// Make of the table `old`, which is in force, the table `new` with the same chain. The chain stays, so a
+    /// packet meets either all of the old rules or all of the new ones.
+    pub(super) fn changing(old: &Table, new: &Table) -> Self {
+        let Table { name, chain, .. } = old;
+        let mut batch = Self::default();
+        batch.add(format!("removing the old rules of {chain}"), |n| {
+            Message::new(DELETE_RULE, REQUEST, n, &INET).text(1, name).text(2, chain)
+        });
+        let kept = new.kept_from(old);
+        for (set, _) in old.sets.iter().filter(|set| !kept.contains(set)) {
+            batch.add(format!("removing the old set {set}"), |n| {
+                Message::new(DELETE_SET, REQUEST, n, &INET).text(1, name).text(2, set)
+            });
+        }
+        batch.fill(new, kept);
+        batch
+    }
+
     /// Remove the table of that name, whether it is there or not.
     pub(super) fn removing(name: &str) -> Self {
         let mut batch = Self::default();
@@ -109,13 +131,19 @@ impl Batch {
 
     /// Make a table that is not there.
     pub(super) fn create(&mut self, table: &Table) {
-        let Table { name, owned, sets, chain, hook, rules } = table;
+        let Table { name, owned, chain, hook, .. } = table;
         let flags = if *owned { TABLE_OWNER } else { 0 };
         self.add(format!("the table {name}"), |n| new_table(n, name, flags));
         self.add(format!("the NAT chain {chain} (nft_chain_nat, nf_nat, nf_conntrack)"), |n| {
             new_chain(n, name, chain, *hook)
         });
-        for (set, id) in sets.iter().zip(1..) {
+        self.fill(table, &[]);
+    }
+
+    /// Make the sets, but those that are there, and the rules of a table whose chain is there.
+    fn fill(&mut self, table: &Table, there: &[NamedSet]) {
+        let Table { name, sets, rules, .. } = table;
+        for (set, id) in sets.iter().zip(1..).filter(|(set, _)| !there.contains(set)) {
             self.add(format!("the set {} (nft_set_rbtree)", set.0), |n| {
                 new_set(n, name, set.0, id)
             });
@@ -183,7 +211,7 @@ fn new_chain(sequence: u32, table: &str, name: &str, hook: Hook) -> Message {
 }
 
 fn new_set(sequence: u32, table: &str, name: &str, id: u32) -> Message {
-    Message::new(NEW_SET, REQUEST | CREATE, sequence, &INET)
+    Message::new(NEW_SET, REQUEST | CREATE | NOT_THERE, sequence, &INET)
         .text(1, table)
         .text(2, name)
         .number(3, SET_INTERVAL)

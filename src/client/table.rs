@@ -32,7 +32,10 @@ pub(super) fn plain(status: &Value) -> String {
         let _ = writeln!(out, "{}", story.sentence());
     }
     if status["drain"].is_object() {
-        let _ = writeln!(out, "drained: {}", status["drain"]);
+        let _ = writeln!(out, "drained: {}", visible(&status["drain"].to_string()));
+    }
+    for note in story::drains(status) {
+        let _ = writeln!(out, "{note}");
     }
     out.push('\n');
     let mut rows = vec![COLUMNS.map(str::to_owned)];
@@ -90,8 +93,10 @@ fn counts(object: &Value) -> impl Iterator<Item = (&str, u64)> {
 }
 
 fn some(object: &Value) -> String {
-    let list: Vec<_> =
-        counts(object).filter(|(_, n)| *n > 0).map(|(why, n)| format!("{why} {n}")).collect();
+    let list: Vec<_> = counts(object)
+        .filter(|(_, n)| *n > 0)
+        .map(|(why, n)| format!("{} {n}", visible(why)))
+        .collect();
     list.join(", ")
 }
 
@@ -114,5 +119,39 @@ fn align(rows: &[[String; 10]], out: &mut String) {
     for row in rows {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
         let _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A status in which every text and every name is `text`.
+    fn status(text: &str) -> Value {
+        json!({
+            "version": text, "phase": text, "engine": { "name": text, "reason": text },
+            "connections": 1, "max_connections": 2, "uptime_seconds": 3.5,
+            "last_reload": { "error": text }, "drain": { text: text },
+            "ports": [{
+                "listen": text, "app": text, "mode": text, "limit": text, "active": text, "bypass": 3,
+                "refused": { text: 4 }, "outcomes": { text: 5 }, "would_refuse": 1,
+                "shadow": { "25": 4 }, "recent": { "refused_per_second": { text: 1.5 } },
+            }],
+        })
+    }
+
+    proptest! {
+        /// Whoever answers in a gateway's stead says nothing beside the lines that are ours.
+        #[test]
+        fn nothing_that_is_shown_moves_the_cursor_or_begins_a_line(
+            text in "[\\PC\\pC]{0,12}", nasty in prop::sample::select(vec!["\n", "\r", "\u{1b}[2J", "\u{9b}1m", "\u{202e}"]),
+        ) {
+            let shown = plain(&status(&format!("{text}{nasty}x")));
+            prop_assert!(shown.chars().all(|c| c == '\n' || crate::admin::story::is_visible(c)), "{shown:?}");
+            prop_assert_eq!(shown.lines().count(), plain(&status("x")).lines().count(), "{}", shown);
+        }
     }
 }

@@ -96,7 +96,9 @@ pub(super) fn frame(
 ) -> String {
     let mut look = Look { status, screen, lines: Vec::new() };
     if let Some(problem) = problem {
-        let problem = format!("{} no answer: {}", clock(now), visible(problem));
+        // A problem can have several lines; here it is one.
+        let problem: Vec<_> = problem.split_whitespace().collect();
+        let problem = format!("{} no answer: {}", clock(now), visible(&problem.join(" ")));
         look.say(Tone::Bad, &problem);
     }
     if !screen.terminal {
@@ -197,7 +199,7 @@ impl Look<'_> {
         let admitted = per_second(&recent["admitted_per_second"]);
         self.row("admitted", &admitted, &history["admitted_per_second"], None);
         let rates = recent["refused_per_second"].as_object().into_iter().flatten();
-        let rates = rates.filter(|(why, _)| *why != story::LEFT);
+        let rates = rates.filter(|(why, _)| !story::OWN.contains(&why.as_str()));
         let refused: f64 = rates.filter_map(|(_, rate)| rate.as_f64()).sum();
         self.row("refused", &format!("{}/s", rate(refused)), &history["refused_per_second"], None);
         let percentiles = |of: &Value| match (of["p50"].as_f64(), of["p99"].as_f64()) {

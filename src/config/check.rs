@@ -1,5 +1,6 @@
 //! Whether settings that are each allowed fit together.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use crate::io::App;
@@ -12,6 +13,20 @@ use super::{Layers, Mistakes};
 impl Layers {
     /// Every word about a port must be about one we listen on.
     pub(super) fn check_ports(&self, mistakes: &mut Mistakes) {
+        let _ = self.words_by_ports(mistakes);
+    }
+
+    /// Words about ports that are not served are taken away; in a pod they stop nothing.
+    pub(super) fn drop_unserved_ports(&mut self, mistakes: &mut Mistakes) {
+        let unserved = self.words_by_ports(mistakes);
+        for layer in [&mut self.flags, &mut self.environment, &mut self.file] {
+            layer.retain(|word| word.port.is_none_or(|port| !unserved.contains(&port)));
+        }
+    }
+
+    /// The ports that words are about and that are not served.
+    fn words_by_ports(&self, mistakes: &mut Mistakes) -> BTreeSet<u16> {
+        let mut unserved = BTreeSet::new();
         let ours: Vec<u16> = self.listeners.iter().map(|l| l.listen.port()).collect();
         let captured = self.capture().map(|_| self.included());
         for word in [&self.live, &self.flags, &self.environment, &self.file].into_iter().flatten() {
@@ -23,8 +38,10 @@ impl Layers {
                 list.extend(captured.as_ref().map(|set| format!("capture {set}")));
                 let problem = format!("is about port {port}, but we listen on {}", list.join(", "));
                 mistakes.add(word.name(), Some(&word.text), &word.origin, problem);
+                unserved.insert(port);
             }
         }
+        unserved
     }
 
     /// No two listeners on one address, and no application that is ourselves.

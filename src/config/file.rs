@@ -20,6 +20,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
 use super::listen::ListenText;
+use super::pod::Pair;
 use super::words::{Word, dotted, parse_port};
 use super::{Mistakes, Origin};
 
@@ -53,7 +54,7 @@ pub(super) fn read(path: &Path, mistakes: &mut Mistakes) -> Said {
             return Said::default();
         }
     };
-    match serde_saphyr::from_str::<Node>(&text) {
+    match tree(&text) {
         Ok(root) => Reader { path, mistakes }.root(root),
         Err(error) => {
             let error = error.without_snippet().to_string();
@@ -61,6 +62,44 @@ pub(super) fn read(path: &Path, mistakes: &mut Mistakes) -> Said {
             Said::default()
         }
     }
+}
+
+/// `mode: off` is a word: only `true` and `false` are truths, as in YAML 1.2.
+fn tree(text: &str) -> Result<Node, serde_saphyr::Error> {
+    serde_saphyr::from_str_with_options(text, serde_saphyr::options! { strict_booleans: true })
+}
+
+/// The settings of a text that names no listeners, as pairs of texts with their lines.
+pub(super) fn pairs(text: &str) -> Result<Vec<Pair>, String> {
+    let root = tree(text)
+        .map_err(|error| format!("is not YAML we can read: {}", error.without_snippet()))?;
+    let entries = match root {
+        Node::Map(entries) => entries,
+        Node::Nothing => Vec::new(),
+        _ => return Err("must be a mapping of settings, such as `limit: 5`".into()),
+    };
+    let mut pairs = Vec::new();
+    for (name, node) in entries {
+        let line = Some(node.referenced.line()).filter(|line| *line > 0);
+        match node.value {
+            Node::Map(sections) if name == "ports" => {
+                for (port, section) in sections {
+                    let Node::Map(entries) = section.value else {
+                        return Err(
+                            "has a `ports` that is no mapping such as `8080: {limit: 5}`".into()
+                        );
+                    };
+                    pairs.extend(entries.into_iter().map(|(name, node)| {
+                        let line = Some(node.referenced.line()).filter(|line| *line > 0);
+                        let text = scalar(node.value).unwrap_or_default();
+                        Pair { name: format!("{name}.{port}"), text, line }
+                    }));
+                }
+            }
+            value => pairs.push(Pair { name, text: scalar(value).unwrap_or_default(), line }),
+        }
+    }
+    Ok(pairs)
 }
 
 fn load(path: &Path) -> Result<String, String> {

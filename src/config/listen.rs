@@ -101,6 +101,11 @@ fn parse_app(text: &str) -> Result<Vec<App>, String> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(vec![App::Tcp(address)]);
     }
+    // `[$(POD_IP)]:8080`: whoever writes it for a pod cannot know the family of its address.
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if let Some(ip) = bracketed.and_then(|host| host.parse::<IpAddr>().ok()) {
+        return Ok(vec![App::Tcp(SocketAddr::new(ip, port))]);
+    }
     if host.contains([':', '[', ' ']) {
         return Err(format!("{form}; an IPv6 address is written `[::1]:{port}`"));
     }
@@ -158,6 +163,7 @@ mod tests {
     fn applications_are_addresses_names_or_paths() {
         assert_eq!(parse_app("127.0.0.1:80"), Ok(vec![App::Tcp(at("127.0.0.1:80"))]));
         assert_eq!(parse_app("[::1]:80"), Ok(vec![App::Tcp(at("[::1]:80"))]));
+        assert_eq!(parse_app("[127.0.0.1]:80"), Ok(vec![App::Tcp(at("127.0.0.1:80"))]));
         assert_eq!(parse_app("unix:/run/a=b.sock"), Ok(vec![App::Unix("/run/a=b.sock".into())]));
         assert!(
             parse_app("localhost:80")

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Uri};
 
-use crate::telemetry::export::{self, Protocol};
+use crate::telemetry::export::{self, Pem, Protocol, Tls};
 
 /// What the variables say.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -76,10 +76,21 @@ impl Variables<'_> {
 
     fn export(&self, ignored: &mut Vec<String>) -> Option<export::Config> {
         let (name, text) = self.exporter("ENDPOINT")?;
-        let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-        let usable = |uri: &Uri| uri.scheme_str() == Some("http") && uri.authority().is_some();
+        let text = match text.contains("://") {
+            true => text.to_owned(),
+            false if self.is_secured() => format!("https://{text}"),
+            false => format!("http://{text}"),
+        };
+        if text.contains('@') {
+            // Never the text: there is a password in it, and nobody would send that as it is.
+            ignored.push(format!("{name}: a name and a password are no part of the address; say them in OTEL_EXPORTER_OTLP_HEADERS, as authorization=Basic%20…; no traces are exported"));
+            return None;
+        }
+        let usable = |uri: &Uri| {
+            matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some()
+        };
         let Some(uri) = text.parse::<Uri>().ok().filter(usable) else {
-            ignored.push(format!("{name}={text}: traces go to a collector that is reached by http://, such as http://collector:4317; no traces are exported"));
+            ignored.push(format!("{name}={text}: must be the collector's http:// or https:// address, such as http://collector:4317; no traces are exported"));
             return None;
         };
         let protocol = self.protocol(&uri, ignored);
@@ -90,6 +101,7 @@ impl Variables<'_> {
         Some(export::Config {
             endpoint,
             protocol,
+            tls: (uri.scheme_str() == Some("https")).then(|| self.tls(ignored)),
             headers: self.headers(ignored),
             timeout: self.millis(self.exporter("TIMEOUT"), TIMEOUT, ignored),
             delay: {
@@ -99,6 +111,27 @@ impl Variables<'_> {
             },
             resource: self.resource(ignored),
         })
+    }
+
+    /// Whether an address without a scheme is to be reached over TLS. Unless somebody says so it is not:
+    /// a collector is an agent of the cluster or the machine.
+    fn is_secured(&self) -> bool {
+        self.exporter("INSECURE").is_some_and(|(_, text)| text.eq_ignore_ascii_case("false"))
+    }
+
+    /// The files are read by whoever needs them.
+    fn tls(&self, ignored: &mut Vec<String>) -> Tls {
+        let pem =
+            |what| self.exporter(what).map(|(variable, path)| Pem { variable, path: path.into() });
+        let identity = match (pem("CLIENT_CERTIFICATE"), pem("CLIENT_KEY")) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            (Some(Pem { variable, .. }), None) | (None, Some(Pem { variable, .. })) => {
+                ignored.push(format!("{variable}: a client certificate and its key go together, and one of them is not named; none is shown to the collector"));
+                None
+            }
+        };
+        Tls { authorities: pem("CERTIFICATE"), identity }
     }
 
     /// The port tells when nobody says.
@@ -296,6 +329,35 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_for_https_only_and_a_certificate_needs_its_key() {
+        let (all, traces) = ("OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_TRACES_");
+        let name = |prefix: &str, what: &str| format!("{prefix}{what}");
+        let [ca, certificate, key] = ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"];
+        let files = [(name(all, ca), "/all"), (name(traces, ca), "/ca")];
+        let mine = [(name(all, certificate), "/mine"), (name(all, key), "/key")];
+        let of = |address: &str, more: &[(String, &str)]| {
+            let mut variables = vec![("OTEL_EXPORTER_OTLP_ENDPOINT", address)];
+            variables.extend(more.iter().map(|(name, value)| (name.as_str(), *value)));
+            otel(&variables)
+        };
+        let tls = |otel: Otel| otel.export.and_then(|export| export.tls);
+        assert_eq!(tls(of("http://c:4317", &files)), None);
+        assert_eq!(tls(of("https://c:4317", &[])), Some(Tls::default()));
+        let pem = |variable: &str, path: &str| Pem { variable: variable.into(), path: path.into() };
+        let both = tls(of("https://c:4317", &[&files[..], &mine[..]].concat()));
+        let expected = Tls {
+            authorities: Some(pem("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "/ca")),
+            identity: Some((pem(&mine[0].0, "/mine"), pem(&mine[1].0, "/key"))),
+        };
+        assert_eq!(both, Some(expected));
+        let half = of("https://c:4317", &mine[..1]);
+        assert!(half.ignored[0].contains("CLIENT_CERTIFICATE"), "{:?}", half.ignored);
+        assert_eq!(tls(half), Some(Tls::default()));
+        let secured = of("c:4317", &[(name(all, "INSECURE"), "false")]);
+        assert_eq!(secured.export.map(|e| e.endpoint).as_deref(), Some("https://c:4317"));
+    }
+
+    #[test]
     fn headers_timeouts_and_who_we_are() {
         let config = export(&[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"),
@@ -352,7 +414,10 @@ mod tests {
         assert_eq!(otel.ignored.len(), 5, "{:?}", otel.ignored);
         assert!(!otel.ignored.concat().contains("token"), "a token is not for the log");
         assert!(otel.export.is_some());
-        for bad in ["https://c:4318", "ftp://c", "http://", "::"] {
+        let secret = super::tests::otel(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "https://me:s3cret@c")]);
+        assert!(secret.export.is_none() && secret.ignored.len() == 1, "{:?}", secret.ignored);
+        assert!(!secret.ignored.concat().contains("s3cret"), "{:?}", secret.ignored);
+        for bad in ["ftp://c", "http://", "::"] {
             let otel = super::tests::otel(&[("OTEL_EXPORTER_OTLP_ENDPOINT", bad)]);
             assert_eq!((otel.export, otel.ignored.len()), (None, 1), "{bad}");
         }

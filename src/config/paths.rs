@@ -9,11 +9,13 @@ use rustix::fs::{Access, access};
 /// Where a package or a pod has the control socket.
 const SYSTEM: &str = "/run/tidegate";
 
+const SOCKET: &str = "control.sock";
+
 /// As in the table of settings; a test compares them.
 pub(super) const DEFAULT_ADMIN: SocketAddr =
     SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15820));
 
-/// The control socket a command should talk to: flag, `TIDEGATE_CONTROL`, default.
+/// The control socket of a gateway of this user: flag, `TIDEGATE_CONTROL`, default.
 pub fn control_path(
     flag: Option<&Path>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -28,6 +30,19 @@ pub fn control_path(
         }
     }
     flag.map(Path::to_owned).or(named).unwrap_or_else(|| default_control(runtime_dir))
+}
+
+/// The control socket a command should talk to: where this user would have one of its own, unless there is
+/// none and the system's place is taken; whoever may not ask there is to be told that.
+pub fn control_to_ask(
+    flag: Option<&Path>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> PathBuf {
+    let environment: Vec<_> = environment.into_iter().collect();
+    let named = flag.is_some() || environment.iter().any(|(name, _)| name == "TIDEGATE_CONTROL");
+    let own = control_path(flag, environment);
+    let system = Path::new(SYSTEM);
+    if named || own.exists() || !system.exists() { own } else { system.join(SOCKET) }
 }
 
 /// The admin address a command should ask first: `TIDEGATE_ADMIN`, default.
@@ -47,5 +62,5 @@ pub(super) fn default_control(runtime_dir: Option<PathBuf>) -> PathBuf {
         Some(dir) => dir.join("tidegate"),
         None => PathBuf::from(format!("/tmp/tidegate-{}", rustix::process::geteuid().as_raw())),
     };
-    directory.join("control.sock")
+    directory.join(SOCKET)
 }

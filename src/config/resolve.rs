@@ -16,6 +16,7 @@ use crate::conn::http::{self, AppHttp2, Forwarded};
 use crate::conn::trace::Sampling;
 use crate::conn::{self, Protocol, QueuedHalfClose, TcpRefuse, Terms, TermsByPort};
 use crate::io::EngineChoice;
+use crate::lifecycle::AfterDrain;
 use crate::limit::{self, Mode};
 use crate::settings::{self, Default, KEYS, Key, Scope, Value};
 use crate::{lifecycle, telemetry};
@@ -46,7 +47,7 @@ impl Layers {
     /// The word that holds: the strongest layer that says anything about this port; within a layer
     /// what names the port beats what does not, and the last beats the first.
     pub(super) fn word(&self, key: &Key, port: Option<u16>) -> Option<&Word> {
-        [&self.live, &self.flags, &self.environment, &self.file].into_iter().find_map(|layer| {
+        self.by_strength().find_map(|layer| {
             let about = |wanted: Option<u16>| {
                 layer.iter().rev().find(|word| word.key == key && word.port == wanted)
             };
@@ -54,11 +55,17 @@ impl Layers {
         })
     }
 
+    /// Every layer, strongest first.
+    fn by_strength(&self) -> impl Iterator<Item = &Vec<Word>> {
+        let ours = [&self.flags, &self.environment, &self.file];
+        std::iter::once(&self.live).chain(self.pod_layers()).chain(ours)
+    }
+
     /// The value that holds, unless it follows from a rule.
     pub(super) fn value(&self, name: &str, port: Option<u16>) -> Option<Value> {
         let key = settings::find(name).expect("only keys of the table are asked for");
         match (self.word(key, port), key.default) {
-            (Some(word), _) => Some(word.value.clone()),
+            (Some(word), _) => Some(self.clamp(key, port, word.value.clone())),
             (None, Default::Text(text)) => {
                 Some(key.kind.parse(text).expect("a test parses every default"))
             }
@@ -143,8 +150,7 @@ impl Layers {
             return BTreeSet::new();
         }
         let listed = Some(self.included()).filter(|ports| ports.len() <= FEW_PORTS);
-        let layers = [&self.live, &self.flags, &self.environment, &self.file];
-        let spoken_of = layers.into_iter().flatten().filter_map(|word| word.port);
+        let spoken_of = self.by_strength().flatten().filter_map(|word| word.port);
         let ours: Vec<u16> = self.listeners.iter().map(|l| l.listen.port()).collect();
         let named = listed.iter().flat_map(PortSet::iter).chain(spoken_of);
         named.filter(|port| !ours.contains(port)).collect()
@@ -174,6 +180,7 @@ impl Layers {
                 drain_delay: self.timeout("drain-delay", None),
                 drain_timeout: self.duration("drain-timeout", None),
                 grace: self.timeout("grace", None),
+                after_drain: if self.injected.is_one { AfterDrain::Stay } else { AfterDrain::Exit },
             },
             admin: self.address("admin"),
             control: self.control(),
@@ -188,6 +195,8 @@ impl Layers {
             },
             export: self.otel.export.clone(),
             sampling: self.sampling(),
+            app_probes: self.injected.app_probes.clone(),
+            drain_partial: self.injected.drain_partial,
             ignored: self.otel.ignored.clone(),
         }
     }
@@ -274,9 +283,15 @@ impl Layers {
             max_head: self.count("max-header-bytes", port).map_or(usize::MAX, |n| n as usize),
             max_streams: self.count("http2-max-streams", port).unwrap_or(u32::MAX),
             app_keepalive: self.timeout("app-keepalive", port),
-            refuse_status: match self.choice("refuse-status", port) {
-                Some("429") => StatusCode::TOO_MANY_REQUESTS,
-                _ => StatusCode::SERVICE_UNAVAILABLE,
+            statuses: http::Statuses {
+                no_room: match self.choice("refuse-status", port) {
+                    Some("429") => StatusCode::TOO_MANY_REQUESTS,
+                    _ => StatusCode::SERVICE_UNAVAILABLE,
+                },
+                deadline: match self.choice("deadline-status", port) {
+                    Some("504") => StatusCode::GATEWAY_TIMEOUT,
+                    _ => StatusCode::SERVICE_UNAVAILABLE,
+                },
             },
             per_client_header: self.header("per-client-header", port),
             deadline_header: self.header("deadline-header", port),
@@ -307,15 +322,33 @@ impl Layers {
             Protocol::Tcp => QUEUE_TIMEOUT_TCP,
             Protocol::Auto | Protocol::Http => QUEUE_TIMEOUT_HTTP,
         };
-        self.duration("queue-timeout", port).unwrap_or(default)
+        self.duration("queue-timeout", port).unwrap_or_else(|| {
+            match self.at_most("queue-timeout", port, Value::Duration(Some(default))) {
+                Value::Duration(Some(timeout)) => timeout,
+                _ => default,
+            }
+        })
+    }
+
+    /// What follows from a rule has the same ceilings as what is said.
+    fn at_most(&self, name: &str, port: Option<u16>, value: Value) -> Value {
+        let key = settings::find(name).expect("only keys of the table are asked for");
+        self.clamp(key, port, value)
     }
 
     fn gate(&self, port: Option<u16>) -> limit::Settings {
         let limit = self.count("limit", port).and_then(NonZeroU32::new);
+        let per_client_limit = self.count("per-client-limit", port).and_then(NonZeroU32::new);
         let mode = match (self.choice("mode", port), limit) {
             (Some("enforce"), _) | (None, Some(_)) => Mode::Enforce,
             (Some("off"), _) => Mode::Off,
             _ => Mode::Observe,
+        };
+        let nothing = limit.is_none() && per_client_limit.is_none();
+        let mode = match mode {
+            // By hand that is a mistake; in a pod, where nobody is there to correct it, it is safe.
+            Mode::Enforce if nothing || self.distrusted(port).is_some() => Mode::Observe,
+            mode => mode,
         };
         let default_queue = limit.map_or(0, NonZeroU32::get).max(LEAST_DEFAULT_QUEUE);
         let shadows = match self.value("shadow-limits", port) {
@@ -326,9 +359,14 @@ impl Layers {
         limit::Settings {
             mode,
             limit,
-            queue_length: self.count("queue-length", port).unwrap_or(default_queue),
+            queue_length: self.count("queue-length", port).unwrap_or_else(|| {
+                match self.at_most("queue-length", port, Value::Count(Some(default_queue))) {
+                    Value::Count(Some(length)) => length,
+                    _ => default_queue,
+                }
+            }),
             queue_timeout: self.queue_timeout(port),
-            per_client_limit: self.count("per-client-limit", port).and_then(NonZeroU32::new),
+            per_client_limit,
             shadow_limits: shadows.into_iter().filter_map(NonZeroU32::new).collect(),
         }
     }
@@ -353,13 +391,39 @@ impl Layers {
 
     fn setting(&self, key: &'static Key, port: Option<u16>) -> Setting {
         let (value, origin) = match (self.word(key, port), key.default) {
-            (Some(word), _) => (word.text.clone(), word.origin.to_string()),
+            (Some(word), _) if key.name == "mode" => self.mode_of(word, port),
+            (Some(word), _) => match self.clamp(key, port, word.value.clone()) {
+                same if same == word.value => (word.text.clone(), word.origin.to_string()),
+                less => {
+                    let origin = format!("ceiling; {} asks for {}", word.origin, word.text);
+                    (super::pod::written(&less), origin)
+                }
+            },
+            (None, _) if key.name == "mode" && self.distrusted(port).is_some() => {
+                let why = self.distrusted(port).unwrap_or_default();
+                ("observe".into(), format!("not trusted: {why}"))
+            }
             (None, Default::Text(text)) => (text.to_owned(), "default".to_owned()),
             (None, Default::Rule(rule)) => {
                 (self.follows(key.name, port), format!("default: {rule}"))
             }
         };
         Setting { key: key.name, port, value, origin }
+    }
+
+    /// What a word about the mode comes to.
+    fn mode_of(&self, word: &Word, port: Option<u16>) -> (String, String) {
+        let said = (word.text.clone(), word.origin.to_string());
+        match self.gate(port).mode {
+            Mode::Observe if word.text == "enforce" => {
+                let why = match self.distrusted(port) {
+                    Some(why) => format!("not trusted: {why}"),
+                    None => format!("nothing to enforce, though {} asks for it", said.1),
+                };
+                ("observe".into(), why)
+            }
+            _ => said,
+        }
     }
 
     /// What the rule behind a default comes to.

@@ -100,6 +100,13 @@ fn flags_beat_environment_beats_file_beats_defaults() {
 }
 
 #[test]
+fn a_mode_is_a_word_in_the_file_too() {
+    let (_file, path) = file("limit: 1\nmode: off\nvia: true\n");
+    let config = config(&with_listen(&["--config", &path]), &[]);
+    assert_eq!(config.ports[0].gate.mode, Mode::Off);
+}
+
+#[test]
 fn a_port_has_its_own_settings() {
     let two = ["--listen", "127.0.0.1:8081=127.0.0.1:3000", "--limit", "5", "--limit", "8081=7"];
     assert_eq!(

@@ -5,11 +5,12 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::cli;
-use crate::settings::{self, KEYS, Key, Scope, Value};
+use crate::settings::{self, KEYS, Key, Kind, Scope, Value};
 
 use super::Mistakes;
 use super::capture::{HOST_IP, POD_IP};
 use super::listen::ListenText;
+use super::pod::Source;
 
 /// One setting, said by somebody, with a value that is allowed.
 #[derive(Clone, Debug)]
@@ -36,6 +37,19 @@ pub enum Origin {
     Environment(String),
     /// A flag.
     Flag,
+    /// An annotation of the pod template, as it was when the pod was made.
+    Template,
+    /// The namespace's ConfigMap.
+    ConfigMap {
+        /// Which of its keys.
+        key: &'static str,
+        /// Where in it.
+        line: Option<u64>,
+    },
+    /// An annotation that was edited on the live pod.
+    Annotation,
+    /// What the operator lets nobody exceed.
+    Ceilings,
     /// `tidegate set`.
     Live,
 }
@@ -47,6 +61,82 @@ pub(super) struct Said {
     pub(super) listen: Vec<ListenText>,
     pub(super) config: Option<PathBuf>,
     pub(super) runtime_dir: Option<PathBuf>,
+    pub(super) pod: PodTexts,
+    pub(super) injected: Injected,
+}
+
+/// What the injector said, and the pod itself.
+#[derive(Debug, Default)]
+pub(super) struct Injected {
+    pub(super) app_probes: Option<(String, Origin)>,
+    pub(super) drain_partial: bool,
+    /// `TIDEGATE_POD_IP`: this is a pod, and these are its addresses.
+    pub(super) pod: Option<String>,
+}
+
+/// What is said about the pod, before any of it is looked at.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PodTexts {
+    pub(super) annotations: Option<PathBuf>,
+    pub(super) namespace_config: Option<PathBuf>,
+    pub(super) workload: Option<String>,
+    pub(super) template_annotations: Option<String>,
+    pub(super) ceilings: Option<String>,
+    pub(super) allowed: Option<String>,
+    pub(super) watch: bool,
+}
+
+impl PodTexts {
+    pub(super) fn of_flags(flags: &cli::Pod) -> Self {
+        Self {
+            annotations: flags.annotations.clone(),
+            namespace_config: flags.namespace_config.clone(),
+            workload: flags.workload.clone(),
+            template_annotations: flags.template_annotations.clone(),
+            ceilings: flags.ceilings.clone(),
+            allowed: flags.allowed_annotations.clone(),
+            watch: flags.watch_own_pod,
+        }
+    }
+
+    /// What is not said here, `weaker` says.
+    pub(super) fn or(self, weaker: Self) -> Self {
+        Self {
+            annotations: self.annotations.or(weaker.annotations),
+            namespace_config: self.namespace_config.or(weaker.namespace_config),
+            workload: self.workload.or(weaker.workload),
+            template_annotations: self.template_annotations.or(weaker.template_annotations),
+            ceilings: self.ceilings.or(weaker.ceilings),
+            allowed: self.allowed.or(weaker.allowed),
+            watch: self.watch || weaker.watch,
+        }
+    }
+
+    /// Take the variable if it is one of these; an empty one says nothing.
+    fn take(&mut self, name: &str, text: &str) -> bool {
+        let text = Some(text).filter(|text| !text.is_empty());
+        match name {
+            "ANNOTATIONS" => self.annotations = text.map(PathBuf::from),
+            "NAMESPACE_CONFIG" => self.namespace_config = text.map(PathBuf::from),
+            "WORKLOAD" => self.workload = text.map(str::to_owned),
+            "TEMPLATE_ANNOTATIONS" => self.template_annotations = text.map(str::to_owned),
+            "CEILINGS" => self.ceilings = text.map(str::to_owned),
+            "ALLOWED_ANNOTATIONS" => self.allowed = text.map(str::to_owned),
+            "WATCH_OWN_POD" => self.watch = text == Some("true"),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Whether somebody says that this is a pod.
+    pub(super) fn is_a_pod(&self) -> bool {
+        self.watch
+            || self.annotations.is_some()
+            || self.namespace_config.is_some()
+            || self.template_annotations.is_some()
+            || self.ceilings.is_some()
+            || self.allowed.is_some()
+    }
 }
 
 impl Word {
@@ -104,6 +194,8 @@ pub(super) fn of_flags(run: &cli::Run, mistakes: &mut Mistakes) -> Said {
         };
         said.words.extend(Word::parse(key, port, text.to_owned(), Origin::Flag, mistakes));
     }
+    said.injected.drain_partial = run.injected.drain_partial;
+    said.injected.app_probes = run.injected.app_probes.clone().map(|text| (text, Origin::Flag));
     for raw in &run.listen {
         if let Some(text) = utf8("listen", raw, &Origin::Flag, mistakes) {
             said.listen.extend(ListenText::split(text, Origin::Flag, mistakes));
@@ -127,16 +219,28 @@ pub(super) fn of_environment(
         let Some(rest) = name.strip_prefix("TIDEGATE_") else {
             continue;
         };
-        // What a pod knows about itself is for `tidegate capture`.
-        if is_service_link(rest) || [POD_IP, HOST_IP].contains(&name) {
+        if name == POD_IP {
+            said.injected.pod = raw.into_string().ok();
+            continue;
+        }
+        // What else a pod knows about itself is for `tidegate capture`.
+        if is_service_link(rest) || name == HOST_IP {
             continue;
         }
         let origin = Origin::Environment(name.to_owned());
         let Some(text) = utf8(name, &raw, &origin, mistakes) else {
             continue;
         };
+        if said.pod.take(rest, text) {
+            continue;
+        }
         match rest {
             "CONFIG" => said.config = Some(PathBuf::from(text)),
+            "APP_PROBES" => said.injected.app_probes = Some((text.to_owned(), origin)),
+            "DRAIN_PARTIAL" => match Kind::Switch.parse(text) {
+                Ok(value) => said.injected.drain_partial = value == Value::Switch(true),
+                Err(problem) => mistakes.add("drain-partial", Some(text), origin, problem),
+            },
             "LISTEN" => {
                 for text in text.split(',') {
                     said.listen.extend(ListenText::split(text.trim(), origin.clone(), mistakes));
@@ -249,6 +353,21 @@ fn utf8<'a>(
     text
 }
 
+impl Origin {
+    /// Who that is in a pod.
+    pub(super) fn source(&self) -> Source {
+        match self {
+            Self::File { .. } | Self::Environment(_) | Self::Flag => Source::Operator,
+            Self::Template => Source::Template,
+            Self::ConfigMap { key: "_all", .. } => Source::Namespace,
+            Self::ConfigMap { .. } => Source::Workload,
+            Self::Annotation => Source::Annotations,
+            Self::Live => Source::Live,
+            Self::Ceilings => Source::Ceilings,
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -256,6 +375,13 @@ impl fmt::Display for Origin {
             Self::File { path, line: None } => write!(f, "{}", path.display()),
             Self::Environment(name) => write!(f, "environment {name}"),
             Self::Flag => f.write_str("flag"),
+            Self::Template => f.write_str("annotation of the pod template"),
+            Self::ConfigMap { key, line: Some(line) } => {
+                write!(f, "ConfigMap, key {key}, line {line}")
+            }
+            Self::ConfigMap { key, line: None } => write!(f, "ConfigMap, key {key}"),
+            Self::Annotation => f.write_str("annotation"),
+            Self::Ceilings => f.write_str("ceilings"),
             Self::Live => f.write_str("live change"),
         }
     }

@@ -55,7 +55,7 @@ pub async fn accept<E: Engine>(
     connections: TaskTracker,
 ) {
     let port = entrance.port().clone();
-    let stop = port.shared.closing.clone();
+    let stop = port.shared.closing.token();
     let taker = match entrance {
         Entrance::Captured(captured) => Taker::Ways(Ways::new(captured)),
         Entrance::Port(port) if port.protocol == Protocol::Tcp => Taker::Connections,
@@ -69,7 +69,7 @@ pub async fn accept<E: Engine>(
         if matches!(taker, Taker::Connections) && holds(&port) {
             room(&port).await;
         }
-        match engine.accept(&listener, stop.token()).await {
+        match engine.accept(&listener, &stop).await {
             Ok(Some(accepted)) => {
                 exhausted.over();
                 match &taker {

@@ -125,6 +125,15 @@ impl Captured {
         }
     }
 
+    /// Begin admission again, everywhere.
+    pub fn open(&self) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.closed = false;
+        for port in &table.ports {
+            port.gate.open();
+        }
+    }
+
     /// The way to `called`, which is made when it is called for the first time.
     fn way(&self, called: SocketAddr) -> Result<Arc<Port>, Reason> {
         let known = self.table.read().unwrap_or_else(PoisonError::into_inner);

@@ -260,6 +260,11 @@ impl Shared {
         self.listening.iter().any(|ours| ours.port() == port)
     }
 
+    /// The ports this process listens on.
+    pub fn own_ports(&self) -> Vec<u16> {
+        self.listening.iter().map(SocketAddr::port).collect()
+    }
+
     /// Whether connecting from `local` to `peer` has led to one of our own listening sockets: the
     /// connection would go round in a circle.
     pub fn is_loop(&self, local: SocketAddr, peer: SocketAddr) -> bool {

@@ -18,11 +18,12 @@ use socket2::{Domain, Socket, Type};
 /// Requests it works on at once.
 pub const WORKERS: usize = 8;
 
-/// How long one request takes: long enough that a busy machine's scheduler does not matter beside it.
-/// It waits, as for a database, and leaves the processor to the others.
-pub const WORK: Duration = Duration::from_millis(40);
+/// How long one request takes: long enough that a busy machine's scheduler does not matter beside it, and
+/// that a surge of many times the capacity is less than a small machine carries. It waits, as for a database,
+/// and leaves the processor to the others.
+pub const WORK: Duration = Duration::from_millis(100);
 
-/// Requests a second: 200.
+/// Requests a second: 80.
 pub const CAPACITY: f64 = WORKERS as f64 * 1000.0 / WORK.as_millis() as f64;
 
 /// Connections it keeps open, as servers' settings for it usually are; the rest wait in the

@@ -93,6 +93,7 @@ fn socket_for(app: &App) -> io::Result<(Socket, SockAddr)> {
             let domain = Domain::for_address(*addr);
             let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
             socket.set_tcp_nodelay(true)?;
+            socket.set_out_of_band_inline(true)?; // as on the listener: no byte is left out
             Ok((socket, SockAddr::from(*addr)))
         }
         App::Unix(path) => {

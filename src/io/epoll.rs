@@ -3,7 +3,8 @@
 //!
 //! What keeps it as cheap as the best: data is read only after readiness, into a borrowed buffer;
 //! a short read or a refused write clears the readiness without another call to learn the same;
-//! writes are tried before they are waited for.
+//! writes are tried before they are waited for. A read also stops short of an urgent byte, with more
+//! behind it: on a socket that has one only a read that finds nothing counts.
 
 mod stream;
 
@@ -18,8 +19,9 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, Socket};
-use tokio::io::ReadBuf;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, ReadBuf};
+use tokio::runtime::LocalRuntime;
 use tokio_util::sync::CancellationToken;
 
 use super::buf::{Buf, Pool, Size};
@@ -72,6 +74,9 @@ enum State {
 /// are: a fraction of a millisecond.
 const TURN: usize = 1 << 20;
 
+/// What the runtime is told of a socket.
+const WATCHED: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
+
 /// How many buffers a worker has ready before the first connection: allocated, not yet touched.
 const WARM: usize = 16;
 
@@ -82,10 +87,9 @@ impl Epoll {
         M: FnOnce(Self) -> F,
         F: Future,
     {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let local = tokio::task::LocalSet::new();
+        let runtime = LocalRuntime::new()?;
         let engine = Self { pool: Pool::new(WARM, gauges) };
-        Ok(local.block_on(&runtime, main(engine)))
+        Ok(runtime.block_on(main(engine)))
     }
 }
 
@@ -262,12 +266,23 @@ impl Listener {
 fn register(socket: Socket) -> io::Result<AsyncFd<Socket>> {
     // SAFETY: the socket owns its descriptor and moves into the AsyncFd, which never gives it out:
     // it stays open, and the same, until the AsyncFd is dropped.
-    Ok(unsafe { AsyncFd::register(socket) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(socket, WATCHED) }?)
 }
 
 impl Stream {
     fn new(socket: Socket) -> io::Result<Self> {
         Ok(Self { fd: register(socket)?, eager: Cell::new(false) })
+    }
+
+    /// Whether an urgent byte may be there. Asks nobody but the runtime; also true at the end.
+    fn may_be_urgent(&self) -> bool {
+        self.fd.try_io(Interest::PRIORITY, |_| Ok(())).is_ok()
+    }
+
+    /// Nothing can be read, so neither can anything urgent.
+    fn nothing_is_urgent(&self) {
+        let _: io::Result<()> =
+            self.fd.try_io(Interest::PRIORITY, |_| Err(io::ErrorKind::WouldBlock.into()));
     }
 }
 
@@ -339,9 +354,9 @@ impl<'from, 'to> Pump<'from, 'to> {
             match self.source.fd.get_ref().read(&mut buf) {
                 Ok(0) => return Poll::Ready(self.end(flow, false)),
                 Ok(n) => {
-                    let drained = n < buf.len();
-                    self.size = if drained { Size::Small } else { Size::Large };
-                    if drained {
+                    let short = n < buf.len();
+                    self.size = if short { Size::Small } else { Size::Large };
+                    if short && !self.source.may_be_urgent() {
                         // Nothing is left to read: what comes later comes with an edge.
                         self.eager = false;
                         if let Some(mut guard) = guard {
@@ -352,6 +367,7 @@ impl<'from, 'to> Pump<'from, 'to> {
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.eager = false;
+                    self.source.nothing_is_urgent();
                     if let Some(mut guard) = guard {
                         guard.clear_ready();
                     }

@@ -62,31 +62,36 @@ pub fn backlog(listener: &Socket) -> Option<Backlog> {
     Some(Backlog { waiting, capacity })
 }
 
-/// Bind and listen on `addr`. What every accepted connection needs is set here, to be inherited.
+/// Bind and listen on `addr`. What every accepted connection needs is set here, to be inherited. `[::]`
+/// is both families, whatever the machine's default is, and IPv4 alone where there is no IPv6: who
+/// writes it does not know on which machine it will be.
 pub fn open(addr: SocketAddr) -> io::Result<Socket> {
-    open_as(addr, None)
-}
-
-/// The same, where `[::]` is both families whatever the machine's default is, and IPv4 alone where
-/// there is no IPv6.
-pub fn open_for_both(addr: SocketAddr) -> io::Result<Socket> {
-    match open_as(addr, Some(false)) {
-        Err(error) if addr.ip() == Ipv6Addr::UNSPECIFIED && lacks_ipv6(&error) => {
-            open_as((Ipv4Addr::UNSPECIFIED, addr.port()).into(), None)
+    match open_as(addr) {
+        Err(error) if is_any_v6(addr) && lacks_ipv6(&error) => {
+            open_as((Ipv4Addr::UNSPECIFIED, addr.port()).into())
         }
         opened => opened,
     }
+}
+
+/// Whether this machine had no IPv6 for a socket that was opened at `addr`.
+pub fn fell_back(addr: SocketAddr, socket: &Socket) -> bool {
+    let bound = socket.local_addr().ok().and_then(|bound| bound.as_socket());
+    addr.is_ipv6() && bound.is_some_and(|bound| bound.is_ipv4())
+}
+
+fn is_any_v6(addr: SocketAddr) -> bool {
+    addr.ip() == Ipv6Addr::UNSPECIFIED
 }
 
 fn lacks_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-/// `only_v6`: whether an IPv6 socket leaves IPv4 alone, if it is not the machine's business.
-fn open_as(addr: SocketAddr, only_v6: Option<bool>) -> io::Result<Socket> {
+fn open_as(addr: SocketAddr) -> io::Result<Socket> {
     let deadline = Instant::now() + PREDECESSOR;
     loop {
-        match bind(addr, only_v6) {
+        match bind(addr) {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
                 std::thread::sleep(PREDECESSOR / 20);
             }
@@ -95,13 +100,16 @@ fn open_as(addr: SocketAddr, only_v6: Option<bool>) -> io::Result<Socket> {
     }
 }
 
-fn bind(addr: SocketAddr, only_v6: Option<bool>) -> io::Result<Socket> {
+fn bind(addr: SocketAddr) -> io::Result<Socket> {
     let socket =
         Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
-    if let Some(only) = only_v6.filter(|_| addr.is_ipv6()) {
-        socket.set_only_v6(only)?;
+    // What is accepted inherits it. An urgent byte (FTP's ABOR, telnet's break) that is not in line
+    // would be left out of what we read, and so of what we pass on.
+    socket.set_out_of_band_inline(true)?;
+    if is_any_v6(addr) {
+        socket.set_only_v6(false)?;
     }
     sock::watch_peer(SockRef::from(&socket))?;
     socket.bind(&addr.into())?;

@@ -102,6 +102,11 @@ impl Gate {
         self.shared.with_line(|line, calls| line.close(&self.shared.word, calls));
     }
 
+    /// Begins admission again after [`close`](Self::close). Whoever was told `draining` stays told.
+    pub fn open(&self) {
+        self.shared.with_line(|line, _| line.open());
+    }
+
     /// Ready when an arrival would not be refused for want of a slot or of room in the queue. May be
     /// ready in vain, as somebody else may come first.
     pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -193,7 +198,7 @@ impl Shared {
         }
     }
 
-    /// The reason for a refusal made without the lock. A closed gate has SLOW set for good.
+    /// The reason for a refusal made without the lock. A closed gate has SLOW set as long as it is.
     fn unless_closed(&self, reason: Reason) -> Reason {
         if self.word.slow() && lock(&self.line).closed() {
             return Reason::Draining;
@@ -465,6 +470,19 @@ mod tests {
         assert!(matches!(called.poll(now, &mut task.cx()), Poll::Ready(Ok(_))));
         assert!(gate.poll_room(&mut task.cx()).is_ready(), "it would answer, though not kindly");
         assert_eq!(gate.snapshot().active, 0);
+    }
+
+    #[test]
+    fn a_gate_that_is_opened_again_is_as_before() {
+        let now = Instant::now();
+        let gate = Gate::new(&enforcing(1, 0));
+        let inside = admitted(gate.enter(now, None));
+        gate.close();
+        gate.open();
+        assert_eq!(refused(gate.enter(now, None)), Reason::LimitReached);
+        drop(inside);
+        assert!(!gate.shared.word.slow(), "nobody is sent to the lock any more");
+        drop(admitted(gate.enter(now, None)));
     }
 
     #[test]

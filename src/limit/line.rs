@@ -22,7 +22,7 @@ pub(super) struct Line {
     pub(super) queue: Queue,
     /// Whom to wake when an arrival would no longer be refused for want of room.
     room: Vec<Waker>,
-    /// Set once, by the end of the drain.
+    /// Set by the end of a drain; cleared only if that is taken back.
     closed: bool,
 }
 
@@ -143,6 +143,11 @@ impl Line {
         self.closed = true;
         word.slow_down();
         calls.extend(self.queue.send_away());
+    }
+
+    /// Begins admission again.
+    pub(super) fn open(&mut self) {
+        self.closed = false;
     }
 
     /// Makes true again what always holds when the lock is free: no slot is free while somebody waits,

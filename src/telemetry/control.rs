@@ -117,6 +117,11 @@ impl Drain {
         info!(target: TARGET, parent: &self.0, { tidegate.drain.open = number(open) }, "{name}");
     }
 
+    /// The application has started anew, and the listeners have not been closed.
+    pub fn taken_back(self) {
+        info!(target: TARGET, parent: &self.0, "taken back");
+    }
+
     /// It is over.
     pub fn ended(self, finished: u64, cut: u64, refused: u64) {
         self.0.record("tidegate.drain.finished", number(finished));

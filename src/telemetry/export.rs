@@ -17,6 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry_http::hyper::HyperClient;
 use opentelemetry_otlp::tonic_types::metadata::MetadataMap;
 use opentelemetry_otlp::{
     ExporterBuildError, Protocol as Otlp, SpanExporter, WithExportConfig, WithHttpConfig,
@@ -25,6 +26,10 @@ use opentelemetry_otlp::{
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use tokio::sync::Notify;
+use tonic::transport::Endpoint;
+
+use super::dial::{Dial, TlsError, Version, Why};
+pub use super::dial::{Pem, Tls};
 
 /// Spans that may wait, those on their way included: OpenTelemetry's own default.
 pub const QUEUE: usize = 2048;
@@ -45,6 +50,8 @@ pub struct Config {
     pub endpoint: String,
     /// How the collector is spoken to.
     pub protocol: Protocol,
+    /// Whom to believe there, and who we are, if that is asked; `None`: the URL says `http`.
+    pub tls: Option<Tls>,
     /// What else is said with every export, such as a token.
     pub headers: Vec<(String, String)>,
     /// How long one export may take.
@@ -241,15 +248,20 @@ impl Shared {
     }
 }
 
+/// Nothing can be sent.
+#[derive(Debug, thiserror::Error)]
+enum BuildError {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("{0}; look at OTEL_EXPORTER_OTLP_ENDPOINT and its sisters")]
+    Address(#[from] tonic::transport::Error),
+    #[error("{0}; look at OTEL_EXPORTER_OTLP_ENDPOINT and its sisters")]
+    Exporter(#[from] ExporterBuildError),
+}
+
 /// The thread's work, until it is told to stop and has sent what was left.
 async fn export(shared: &Shared, config: &Config) {
-    let exporter = match build(config) {
-        Ok(exporter) => exporter,
-        Err(error) => {
-            let advice = "look at OTEL_EXPORTER_OTLP_ENDPOINT and its sisters";
-            return tracing::error!(%error, endpoint = config.endpoint, advice, "traces are not exported");
-        }
-    };
+    let mut line = Line { config, exporter: None, why: Why::default() };
     let mut health = Health::default();
     loop {
         tokio::select! {
@@ -263,16 +275,47 @@ async fn export(shared: &Shared, config: &Config) {
                 break;
             }
             let count = spans.len();
-            // The exporter has a timeout of its own; this one also bounds what it does besides.
-            let sent = tokio::time::timeout(config.timeout, exporter.export(spans)).await;
-            let sent = sent.map_err(|_| "it did not answer in time".to_owned());
-            let sent = sent.and_then(|sent| sent.map_err(|error| error.to_string()));
+            let sent = line.send(spans).await;
             shared.settle(count, sent.is_ok());
             health.note(sent, &config.endpoint);
         }
         if last {
             return;
         }
+    }
+}
+
+/// The line to the collector.
+struct Line<'a> {
+    config: &'a Config,
+    /// Made when there is something to send.
+    exporter: Option<SpanExporter>,
+    why: Why,
+}
+
+impl Line<'_> {
+    async fn send(&mut self, spans: Vec<SpanData>) -> Result<(), String> {
+        let exporter = match &mut self.exporter {
+            Some(exporter) => exporter,
+            none => {
+                let built = build(self.config, &self.why).map_err(|error| error.to_string())?;
+                none.insert(built)
+            }
+        };
+        self.why.take();
+        // The exporter has a timeout of its own; this one also bounds what it does besides.
+        let sent = tokio::time::timeout(self.config.timeout, exporter.export(spans)).await;
+        let sent = sent.map_err(|_| "it did not answer in time".to_owned());
+        let sent = sent.and_then(|sent| sent.map_err(|error| error.to_string()));
+        let sent = sent.map_err(|error| match self.why.take() {
+            Some(why) => format!("{error}: {why}"),
+            None => error,
+        });
+        if sent.is_err() && self.config.tls.as_ref().is_some_and(Tls::has_files) {
+            // They may have been renewed: they are read again.
+            self.exporter = None;
+        }
+        sent
     }
 }
 
@@ -301,16 +344,21 @@ impl Health {
     }
 }
 
-fn build(config: &Config) -> Result<SpanExporter, ExporterBuildError> {
+fn build(config: &Config, why: &Why) -> Result<SpanExporter, BuildError> {
+    let dial = |version| Dial::new(config.tls.as_ref(), version, why.clone());
     let mut exporter = match config.protocol {
-        Protocol::Grpc => SpanExporter::builder()
-            .with_tonic()
-            .with_endpoint(&config.endpoint)
-            .with_timeout(config.timeout)
-            .with_metadata(MetadataMap::from_headers(headers(config)))
-            .build()?,
+        Protocol::Grpc => {
+            let endpoint = Endpoint::from_shared(config.endpoint.clone())?.timeout(config.timeout);
+            SpanExporter::builder()
+                .with_tonic()
+                .with_channel(endpoint.connect_with_connector_lazy(dial(Version::Two)?))
+                .with_timeout(config.timeout)
+                .with_metadata(MetadataMap::from_headers(headers(config)))
+                .build()?
+        }
         Protocol::Http => SpanExporter::builder()
             .with_http()
+            .with_http_client(HyperClient::new(dial(Version::One)?, config.timeout, None))
             .with_protocol(Otlp::HttpBinary)
             .with_endpoint(&config.endpoint)
             .with_timeout(config.timeout)

@@ -118,6 +118,10 @@ fn facts(html: &mut Html, status: &Value) {
         None => "applied".to_owned(),
     };
     fact("last change of settings", "last_reload", &reload);
+    let notes = story::drains(status);
+    if !notes.is_empty() {
+        fact("drains", "drains", &notes.join("; "));
+    }
     fact("probes", "probe", &plain(&status["probe"]));
     fact("metrics", "metrics", &plain(&status["metrics"]));
 }

@@ -8,7 +8,7 @@ use super::plot::{Line, Plot, Unit};
 use super::{Content, details, plain};
 
 /// What each reason means and who can change it, for those who see it for the first time.
-const REASONS: [(&str, &str); 12] = [
+const REASONS: [(&str, &str); 13] = [
     ("limit_reached", "at the limit, and there is no queue"),
     ("queue_full", "at the limit, and the queue is full"),
     ("queue_timeout", "waited for queue-timeout and no slot came free"),
@@ -21,6 +21,7 @@ const REASONS: [(&str, &str); 12] = [
     ("abandoned", "the client left and the application did not finish"),
     ("upstream_refused", "the application refused or could not be reached"),
     ("upstream_timeout", "the application did not answer within connect-timeout"),
+    ("not_served", "no request that a proxy serves: CONNECT, a wrong Host, a head that is none"),
 ];
 
 /// A drain under way.
@@ -126,6 +127,10 @@ fn tiles(html: &mut Html, port: &Value) {
                 &[("data-is", &"peak_active")],
                 story::grouped(number("peak_active")),
             );
+            if let Some(beside) = port["bypass"].as_u64() {
+                html.text(", beside the gateway ");
+                html.leaf("span", &[("data-is", &"bypass")], story::grouped(beside));
+            }
         });
     });
     let places = port["queue_length"].as_f64().filter(|_| enforced).map(|n| ("places", n));
@@ -142,12 +147,12 @@ fn tiles(html: &mut Html, port: &Value) {
         total(html, "admitted", number("admitted"));
     });
     let reasons = counts(&port["refused"]);
-    let turned_away = reasons.iter().filter(|(why, _)| *why != story::LEFT);
+    let turned_away = reasons.iter().filter(|(why, _)| !story::OWN.contains(why));
     let refused_so_far = turned_away.map(|(_, n)| n).sum();
     let refused = &history["refused_per_second"];
     tile(html, &one("Refused", Unit::PerSecond, "alarm", refused, None), |html| {
         let rates = recent["refused_per_second"].as_object().into_iter().flatten();
-        let rates = rates.filter(|(why, _)| *why != story::LEFT);
+        let rates = rates.filter(|(why, _)| !story::OWN.contains(&why.as_str()));
         let now: f64 = rates.filter_map(|(_, rate)| rate.as_f64()).sum();
         big(html, "refused_per_second", &story::rate(now));
         html.text("/s");

@@ -12,7 +12,7 @@ fn page(text: &str) -> String {
     let port = |mode: &str| {
         json!({
             "listen": text, "app": text, "protocol": text, "mode": mode, "limit": 8, "active": 8,
-            "queued": 3, "queue_length": 16, "peak_active": 8, "accepted": 40, "admitted": 20,
+            "queued": 3, "queue_length": 16, "peak_active": 8, "bypass": 3, "accepted": 40, "admitted": 20,
             "outcomes": { text: 4 }, "refused": { text: 7, "queue_full": 2 }, "would_refuse": 1,
             "shadow": { "25": 4 }, "bytes_in": 1, "bytes_out": 2,
             "recent": { "refused_per_second": { text: 3.5, "queue_full": 1.0 } },
@@ -24,6 +24,7 @@ fn page(text: &str) -> String {
         "ports": [port("enforce"), port("observe"), port(text)],
         "last_reload": { "ok": false, "error": text }, "probe": text, "metrics": text,
         "draining": { "cause": text, "closes_in_seconds": 3 },
+        "drain_partial": true, "drains_taken_back": 2,
     });
     let setting = |key, port| Setting { key, port, value: text.into(), origin: text.into() };
     let connection = Connection {
@@ -131,6 +132,30 @@ fn a_status_without_anything_is_shown() {
 }
 
 #[test]
+fn what_passes_beside_the_gateway_is_said_where_it_can_be_seen() {
+    let page = |bypass| {
+        let port = json!({
+            "listen": "0.0.0.0:8080", "mode": "enforce", "limit": 8, "active": 1, "bypass": bypass,
+        });
+        let content = Content {
+            status: &json!({ "ports": [port] }),
+            settings: &[],
+            connections: None,
+            now: UNIX_EPOCH,
+        };
+        html(&content, &Frame { nonce: "n", purpose: Purpose::Whole })
+    };
+    let three = page(json!(3));
+    assert!(three.contains("beside the gateway <span data-is=\"bypass\">3</span>"), "{three}");
+    assert!(three.contains("passed by"), "{three}");
+    assert!(three.contains("; 3 connections reach the application beside the gateway"), "{three}");
+    assert!(page(json!(1)).contains("; 1 connection reaches the application"));
+    let none = page(json!(0));
+    assert!(none.contains("data-is=\"bypass\">0<") && !none.contains("passed by"), "{none}");
+    assert!(!page(Value::Null).contains("beside the gateway"));
+}
+
+#[test]
 fn only_what_makes_sense_is_a_purpose() {
     for odd in [None, Some(""), Some("reload=0"), Some("reload=x"), Some("reload=999"), Some("x")] {
         assert_eq!(Purpose::of(odd), Purpose::Whole, "{odd:?}");
@@ -164,4 +189,12 @@ fn the_settings_of_a_port_are_those_of_its_number() {
     let page = html(&content, &Frame { nonce: "n", purpose: Purpose::Whole });
     assert!(page.contains("<td data-setting=\"limit\">eight</td><td>flag --limit</td>"), "{page}");
     assert!(!page.contains("nine"), "{page}");
+}
+
+#[test]
+fn a_partial_drain_and_one_that_was_taken_back_are_told() {
+    let page = page("x");
+    for said in ["drain=partial: a container has a hook", "2 drains were taken back"] {
+        assert!(page.contains(said), "{said} in {page}");
+    }
 }

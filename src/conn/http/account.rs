@@ -12,19 +12,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{HeaderMap, HeaderValue};
+use http::header::HeaderValue;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use opentelemetry::TraceId;
 use pin_project_lite::pin_project;
 use tower::Service;
-use tower_http::request_id::RequestId;
 
 use super::Client;
 use super::body::ResponseBody;
+use super::name::X_REQUEST_ID;
 use crate::access::{self, Clipped, Ending, Entry, MOST_NAME, MOST_PATH, Wanted};
 use crate::conn::Port;
-use crate::conn::trace::Trace;
+use crate::conn::trace::{self, Trace};
 use crate::io::{Engine, Side};
 use crate::outcome::Outcome;
 
@@ -75,12 +75,11 @@ pin_project! {
 impl Trail {
     /// Of a request that has been given a name.
     pub fn of<E: Engine, B>(client: &Client<E>, request: &Request<B>) -> Self {
-        let extensions = request.extensions();
         let wanted = client.port().access_log() != Wanted::Off;
         Self {
             connection: client.connection,
-            id: extensions.get::<RequestId>().map(|id| id.header_value().clone()),
-            line: if wanted { extensions.get::<Arc<Line>>().cloned() } else { None },
+            id: request.headers().get(X_REQUEST_ID).cloned(),
+            line: if wanted { request.extensions().get::<Arc<Line>>().cloned() } else { None },
             trace: Trace::NONE,
         }
     }
@@ -100,17 +99,22 @@ impl Trail {
 }
 
 impl Line {
-    fn of<E: Engine, B>(client: &Client<E>, request: &Request<B>, wanted: Wanted) -> Self {
+    fn of<E: Engine, B>(
+        client: &Client<E>,
+        request: &Request<B>,
+        wanted: Wanted,
+        arrived: Instant,
+    ) -> Self {
         let (uri, headers) = (request.uri(), request.headers());
         let query = uri.query().filter(|_| wanted == Wanted::WithQuery);
-        let id = request.extensions().get::<RequestId>();
+        let id = headers.get(X_REQUEST_ID);
         let request = access::Request {
             method: Clipped::of(request.method().as_str().as_bytes(), MOST_NAME),
             path: Clipped::of(uri.path().as_bytes(), MOST_PATH),
             query: query.map(|query| Clipped::of(query.as_bytes(), MOST_PATH)),
             status: CLIENT_LEFT,
-            request_id: Clipped::of(id.map_or(&[], |id| id.header_value().as_bytes()), MOST_NAME),
-            trace_id: trace_id(headers),
+            request_id: Clipped::of(id.map_or(&[], HeaderValue::as_bytes), MOST_NAME),
+            trace_id: trace::Context::of(headers).and_then(|caller| digits(caller.trace)),
         };
         let entry = Entry {
             time: SystemTime::UNIX_EPOCH,
@@ -127,7 +131,7 @@ impl Line {
         };
         Self {
             port: client.upstream.port.clone(),
-            arrived: Instant::now(),
+            arrived,
             bytes: [AtomicU64::new(0), AtomicU64::new(0)],
             entry: Mutex::new(Some(Box::new(entry))),
         }
@@ -138,7 +142,8 @@ impl Line {
         self.bytes[side as usize].fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn answered(&self, status: StatusCode) {
+    /// The client gets this status.
+    pub fn answered(&self, status: StatusCode) {
         self.write(|entry| {
             if let Some(request) = &mut entry.request {
                 request.status = status.as_u16();
@@ -164,25 +169,28 @@ impl Drop for Line {
     }
 }
 
+/// Begin a request's line, if one is wanted; the request carries it on. `arrived`: unless it is now.
+pub fn open<E: Engine, B>(
+    client: &Client<E>,
+    request: &mut Request<B>,
+    arrived: Option<Instant>,
+) -> Option<Arc<Line>> {
+    let wanted = client.port().access_log();
+    if wanted == Wanted::Off {
+        return None;
+    }
+    let line = Line::of(client, request, wanted, arrived.unwrap_or_else(Instant::now));
+    if request.version() == Version::HTTP_10 {
+        line.write(|entry| entry.protocol = "HTTP/1.0");
+    }
+    let line = Arc::new(line);
+    request.extensions_mut().insert(line.clone());
+    Some(line)
+}
+
 /// As it is written.
 fn digits(trace: TraceId) -> Option<[u8; 32]> {
     trace.to_string().as_bytes().try_into().ok()
-}
-
-/// The trace a request belongs to, if it says so as W3C Trace Context has it.
-fn trace_id(headers: &HeaderMap) -> Option<[u8; 32]> {
-    let mut all = headers.get_all("traceparent").iter();
-    let (Some(value), None) = (all.next(), all.next()) else { return None };
-    let hex = |bytes: &[u8]| bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let mut parts = value.as_bytes().splitn(5, |b| *b == b'-');
-    let [version, trace, parent, flags] = [(); 4].map(|()| parts.next().unwrap_or_default());
-    let more = parts.next().is_some();
-    let lengths = (version.len(), parent.len(), flags.len()) == (2, 16, 2);
-    let sound = lengths && [version, trace, parent, flags].into_iter().all(hex);
-    // A later version may say more; this one may not.
-    let known = version != b"ff" && (version != b"00" || !more);
-    let named = trace.iter().any(|b| *b != b'0') && parent.iter().any(|b| *b != b'0');
-    trace.try_into().ok().filter(|_| sound && known && named)
 }
 
 impl<E: Engine> Account<E> {
@@ -213,18 +221,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
-        let line = match self.client.port().access_log() {
-            Wanted::Off => None,
-            wanted => {
-                let line = Line::of(&self.client, &request, wanted);
-                if request.version() == Version::HTTP_10 {
-                    line.write(|entry| entry.protocol = "HTTP/1.0");
-                }
-                let line = Arc::new(line);
-                request.extensions_mut().insert(line.clone());
-                Some(line)
-            }
-        };
+        let line = open(&self.client, &mut request, None);
         Accounting { inner: self.inner.call(request), line }
     }
 }
@@ -243,39 +240,5 @@ where
             response.body_mut().line = Some(line);
         }
         Poll::Ready(Ok(response))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trace_is_named_by_a_sound_header_only() {
-        let of = |values: &[&'static str]| {
-            let mut headers = HeaderMap::new();
-            for value in values {
-                headers.append("traceparent", HeaderValue::from_static(value));
-            }
-            trace_id(&headers).map(|id| String::from_utf8_lossy(&id).into_owned())
-        };
-        let id = "0af7651916cd43dd8448eb211c80319c";
-        let sound = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert_eq!(of(&[sound]).as_deref(), Some(id));
-        let later = "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what-else";
-        assert_eq!(of(&[later]).as_deref(), Some(id));
-        for bad in [
-            "",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
-            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
-            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
-            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
-            "00-0af7651916cd43dd8448eb211c80319-b7ad6b7169203331-01",
-        ] {
-            assert_eq!(of(&[bad]), None, "{bad}");
-        }
-        assert_eq!(of(&[sound, sound]), None, "whose is it?");
     }
 }

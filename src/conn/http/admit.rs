@@ -58,16 +58,26 @@ struct Arrival {
 
 type Waiting = Pin<Box<dyn Future<Output = Result<Permit, Reason>>>>;
 
+/// Everything that one who waits for a slot needs.
+pub struct Waits<E: Engine, S> {
+    waiting: Waiting,
+    arrival: Arrival,
+    request: Option<Request<Incoming>>,
+    client: Rc<Client<E>>,
+    inner: S,
+}
+
 pin_project! {
-    /// What becomes of one request.
+    /// What becomes of one request. Small, because it is moved through all the layers: who waits, and
+    /// who is refused, is in a box.
     #[project = AdmissionProj]
     pub enum Admitting<E: Engine, S: Service<Admitted>> {
-        /// Waiting for a slot. In a box: only those who wait pay for it.
-        Waiting { waiting: Waiting, arrival: Arrival, request: Option<Request<Incoming>>, client: Rc<Client<E>>, inner: S },
+        /// Waiting for a slot.
+        Waiting { waits: Box<Waits<E, S>> },
         /// At the application.
         Inside { #[pin] inner: S::Future },
         /// Refused.
-        Refused { response: Option<Response<ResponseBody>> },
+        Refused { response: Option<Box<Response<ResponseBody>>> },
     }
 }
 
@@ -118,13 +128,14 @@ where
             Entry::Wait(ticket) => {
                 client.trace(&mut arrival, &request, 3);
                 arrival.trail.trace.waits(|| ticket.position());
-                Admitting::Waiting {
+                let waits = Waits {
                     waiting: Box::pin(wait(client.clone(), ticket, arrival.clone())),
                     arrival,
                     request: Some(request),
                     client: client.clone(),
                     inner: self.inner.clone(),
-                }
+                };
+                Admitting::Waiting { waits: Box::new(waits) }
             }
             Entry::Refuse(reason) => {
                 client.trace(&mut arrival, &request, 1);
@@ -143,7 +154,7 @@ impl<E: Engine, S: Service<Admitted>> Admission<E, S> {
     ) -> Admitting<E, S> {
         let now = arrival.at;
         let response = self.client.turn_away(request, &mut arrival, now, reason);
-        Admitting::Refused { response: Some(response) }
+        Admitting::Refused { response: Some(Box::new(response)) }
     }
 }
 
@@ -156,8 +167,8 @@ impl<E: Engine> Client<E> {
         now: Instant,
         reason: Reason,
     ) -> Response<ResponseBody> {
-        let (port, limited) = (self.port(), self.config.http.refuse_status);
-        let (response, told) = refuse(port, limited, &Manner::of(request), Cause::Reason(reason));
+        let (port, statuses) = (self.port(), self.config.http.statuses);
+        let (response, told) = refuse(port, statuses, &Manner::of(request), Cause::Reason(reason));
         let trace = std::mem::take(&mut arrival.trail.trace);
         arrival.trail.trace = trace.or_refusal(self.came(arrival.at), request, reason, now);
         let trace = &arrival.trail.trace;
@@ -327,7 +338,8 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let next = match self.as_mut().project() {
-                AdmissionProj::Waiting { waiting, arrival, request, client, inner } => {
+                AdmissionProj::Waiting { waits } => {
+                    let Waits { waiting, arrival, request, client, inner } = &mut **waits;
                     let permit = ready!(waiting.as_mut().poll(cx));
                     let request = request.take().expect("taken once, as the state changes");
                     let now = Instant::now();
@@ -338,13 +350,13 @@ where
                         }
                         Err(reason) => {
                             let response = client.turn_away(&request, arrival, now, reason);
-                            Admitting::Refused { response: Some(response) }
+                            Admitting::Refused { response: Some(Box::new(response)) }
                         }
                     }
                 }
                 AdmissionProj::Inside { inner } => return inner.poll(cx),
                 AdmissionProj::Refused { response } => {
-                    return Poll::Ready(Ok(response.take().expect("polled once when ready")));
+                    return Poll::Ready(Ok(*response.take().expect("polled once when ready")));
                 }
             };
             self.set(next);

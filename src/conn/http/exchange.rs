@@ -20,6 +20,7 @@ use http::Request;
 use hyper::body::Incoming;
 
 use super::account::{Line, Trail};
+use super::carrier::Carries;
 use crate::conn::Port;
 use crate::conn::release;
 use crate::conn::report::Ended;
@@ -57,6 +58,11 @@ impl Slot {
         port.metrics.admit();
         let outcome = Cell::new(Outcome::ClientReset);
         Self { port, client, trail, arrived, admitted, outcome, _permit: permit }
+    }
+
+    /// Whether it was let in after `moment`.
+    pub fn came_after(&self, moment: Instant) -> bool {
+        self.admitted > moment
     }
 
     /// How it ends, unless something else becomes known.
@@ -141,7 +147,7 @@ pub struct Lease {
     waiting: RefCell<Option<Waker>>,
     home: Weak<dyn Home>,
     /// The connection, if it carries one exchange at a time.
-    key: Option<usize>,
+    link: Option<(usize, Rc<dyn Carries>)>,
 }
 
 /// How far the request is.
@@ -170,8 +176,8 @@ pub enum State {
 
 impl Lease {
     /// For a connection that carries one exchange after the other.
-    pub fn of_connection(home: Weak<dyn Home>, key: usize) -> Self {
-        Self { key: Some(key), ..Self::of_stream(home) }
+    pub fn of_connection(home: Weak<dyn Home>, key: usize, carrier: Rc<dyn Carries>) -> Self {
+        Self { link: Some((key, carrier)), ..Self::of_stream(home) }
     }
 
     /// For one stream of a connection that carries many.
@@ -183,7 +189,7 @@ impl Lease {
             state: Cell::new(State::Over),
             waiting: RefCell::default(),
             home,
-            key: None,
+            link: None,
         }
     }
 
@@ -223,7 +229,7 @@ impl Lease {
     /// connection is for its task to see.
     pub fn broken(&self) {
         self.turn(State::Left);
-        match self.key {
+        match self.link {
             Some(_) => self.end(),
             None => drop(self.take()),
         }
@@ -238,16 +244,21 @@ impl Lease {
     /// The client has left while the answer was on its way. A connection ends; a stream is read on.
     pub fn left(self: &Rc<Self>, answer: Incoming) {
         self.turn(State::Left);
-        match (self.key, self.home.upgrade()) {
+        match (&self.link, self.home.upgrade()) {
             (None, Some(home)) => home.left(answer, self.clone()),
             _ => self.end(),
         }
     }
 
     fn end(&self) {
-        if let (Some(key), Some(home)) = (self.key, self.home.upgrade()) {
-            home.end(key);
+        if let (Some((key, _)), Some(home)) = (&self.link, self.home.upgrade()) {
+            home.end(*key);
         }
+    }
+
+    /// The connection, if it carries one exchange at a time.
+    pub fn carrier(&self) -> Option<&dyn Carries> {
+        self.link.as_ref().map(|(_, carrier)| &**carrier)
     }
 
     /// The connection carries something else from now on; the slot stays with it.
@@ -308,8 +319,8 @@ impl Lease {
         slot.will_be(Outcome::Served);
         self.turn(State::Over);
         // The connection first: whoever gets the slot finds it there.
-        if let (Some(key), Some(home)) = (self.key, self.home.upgrade()) {
-            home.idle(key);
+        if let (Some((key, _)), Some(home)) = (&self.link, self.home.upgrade()) {
+            home.idle(*key);
         }
         drop(slot);
     }

@@ -2,6 +2,7 @@
 //! service: whatever comes here has a slot.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
@@ -22,14 +23,18 @@ use crate::outcome::{Outcome, Reason};
 /// believed to be gone.
 const TRIES: usize = 3;
 
+/// A connection that has been idle for as long may be one that its application is just about to close.
+/// None closes one sooner; and who is busy has no connection that was idle for so long, and pays nothing.
+const RESTED: Duration = Duration::from_millis(500);
+
 /// Serve one admitted request.
 #[allow(clippy::manual_async_fn, reason = "an async fn would keep room for its arguments twice")]
 pub fn forward<E: Engine>(
     client: Rc<Client<E>>,
     admitted: Admitted,
 ) -> impl Future<Output = Response<ResponseBody>> {
+    let Admitted { request, slot } = admitted;
     async move {
-        let Admitted { request, slot } = admitted;
         let manner = Manner::of(&request);
         let asks_to_switch = headers::wanted_upgrade(&request).is_some();
         // In boxes: most requests go to an application that speaks HTTP/1.
@@ -86,7 +91,7 @@ fn answer<E: Engine>(
 }
 
 fn say<E: Engine>(client: &Client<E>, manner: &Manner, cause: Cause) -> Response<ResponseBody> {
-    refuse(client.port(), client.config.http.refuse_status, manner, cause).0
+    refuse(client.port(), client.config.http.statuses, manner, cause).0
 }
 
 /// Whether the application understands HTTP/2.
@@ -98,7 +103,8 @@ async fn takes_http2<E: Engine>(client: &Client<E>) -> bool {
 /// none, and what is recorded of that.
 type Answered = Result<(Response<Incoming>, Rc<Lease>, Option<usize>), (Cause, Trace)>;
 
-/// Send the request by a connection of its own, by another if that had ended before it was sent.
+/// Send the request by a connection of its own, by another if that had ended before it was sent; or, as
+/// RFC 9112 9.5 has it, just while it was, if the request may be sent twice.
 fn connection<E: Engine>(
     client: &Client<E>,
     mut request: Request<Incoming>,
@@ -110,27 +116,28 @@ fn connection<E: Engine>(
     let body = body(client, incoming, &slot);
     let mut next = Some((Request::from_parts(parts, body), slot));
     async move {
-        let mut dialled = 0;
+        let (mut dialled, mut doubled) = (0, 0);
         loop {
-            let (mut ready, mut slot) = next.take().expect("set before each round");
-            let key = match upstream.idle_connection() {
-                Some(key) => key,
-                None if dialled == TRIES => {
-                    let trace = slot.refuse(&ready, Reason::UpstreamRefused);
-                    return Err((Cause::Reason(Reason::UpstreamRefused), trace));
+            let reached = match upstream.idle_connection() {
+                Some((key, since)) => Ok((key, Some(since))),
+                None if dialled == TRIES => Err(Reason::UpstreamRefused),
+                None => {
+                    dialled += 1;
+                    Box::pin(upstream.connection(&client.config)).await
                 }
-                None => match Box::pin(upstream.connection(&client.config)).await {
-                    Ok(key) => {
-                        dialled += 1;
-                        key
-                    }
-                    Err(reason) => {
-                        let trace = slot.refuse(&ready, reason);
-                        return Err((Cause::Reason(reason), trace));
-                    }
-                },
+            };
+            // Taken only now: what is held while it waits is kept room for, in every request.
+            let (mut ready, mut slot) = next.take().expect("set before each round");
+            let (key, since) = match reached {
+                Ok(reached) => reached,
+                Err(reason) => {
+                    let trace = slot.refuse(&ready, reason);
+                    return Err((Cause::Reason(reason), trace));
+                }
             };
             let lease = upstream.lease(key);
+            let rested = since.is_some_and(|since| slot.came_after(since + RESTED));
+            let again = if rested && doubled < TRIES { twice(&ready) } else { None };
             ready.body_mut().bind(&lease);
             lease.begin(slot, ready.body().is_end_stream());
             let waiting = Waiting(Some(&lease));
@@ -142,10 +149,38 @@ fn connection<E: Engine>(
                     Some(slot) => next = Some((*unsent, slot)),
                     None => return Err((Cause::Reason(Reason::UpstreamRefused), Trace::NONE)),
                 },
-                Err(other) => return Err(fail(&lease, &other)),
+                Err(other) => {
+                    let again = again.filter(|_| has_ended(&other));
+                    let Some((again, slot)) = again.and_then(|again| Some((again, lease.take()?)))
+                    else {
+                        return Err(fail(&lease, &other));
+                    };
+                    doubled += 1;
+                    next = Some((*again, slot));
+                }
             }
         }
     }
+}
+
+/// A copy of the request, if it may be sent twice: it asks for what changes nothing more the second
+/// time (RFC 9110 9.2.2), and is no more than a head.
+fn twice(request: &Request<RequestBody>) -> Option<Box<Request<RequestBody>>> {
+    let may = request.method().is_idempotent() && request.body().is_end_stream();
+    may.then(|| {
+        let mut again = Request::new(RequestBody::Empty);
+        *again.method_mut() = request.method().clone();
+        *again.uri_mut() = request.uri().clone();
+        *again.version_mut() = request.version();
+        *again.headers_mut() = request.headers().clone();
+        Box::new(again)
+    })
+}
+
+/// Whether the connection ended in place of an answer.
+fn has_ended(unanswered: &Unanswered) -> bool {
+    let Unanswered::Broken(error) = unanswered else { return false };
+    matches!(judge(error), (Outcome::AppReset, Cause::AppBroke))
 }
 
 /// An exchange without an answer yet. Dropped so, its client has left.

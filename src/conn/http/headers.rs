@@ -29,7 +29,6 @@ pub struct Marks {
     te: bool,
     upgrade: bool,
     transfer_encoding: bool,
-    content_length: bool,
 }
 
 impl Marks {
@@ -43,7 +42,6 @@ impl Marks {
                 "te" => marks.te = true,
                 "upgrade" => marks.upgrade = true,
                 "transfer-encoding" => marks.transfer_encoding = true,
-                "content-length" => marks.content_length = true,
                 _ => {}
             }
         }
@@ -87,12 +85,9 @@ pub fn as_http1<B: Body>(request: &mut Request<B>) {
     }
     let http2 = std::mem::replace(request.version_mut(), Version::HTTP_11) == Version::HTTP_2;
     let headers = request.headers_mut();
-    let marks = Marks::of(headers);
     if bodiless {
-        if marks.transfer_encoding {
-            headers.remove(TRANSFER_ENCODING);
-        }
-    } else if !marks.content_length {
+        headers.remove(TRANSFER_ENCODING);
+    } else if !headers.contains_key(CONTENT_LENGTH) {
         // Said here, because without it a GET would lose its body.
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
@@ -146,6 +141,17 @@ pub fn wanted_upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
     (request.version() == Version::HTTP_11 && asked && !http2).then(|| upgrade.clone())
 }
 
+/// Whether a client of HTTP/1 sends nothing more after this request, which is only a head.
+pub fn is_last<B: Body>(request: &Request<B>) -> bool {
+    let mut options = request.headers().get_all(CONNECTION).iter();
+    let ends = match request.version() {
+        Version::HTTP_11 => options.any(|value| has_token(value, "close")),
+        Version::HTTP_10 => !options.any(|value| has_token(value, "keep-alive")),
+        _ => false,
+    };
+    ends && request.body().is_end_stream()
+}
+
 fn has_token(value: &HeaderValue, token: &str) -> bool {
     let tokens = value.to_str().unwrap_or_default().split(',');
     tokens.into_iter().any(|one| one.trim().eq_ignore_ascii_case(token))
@@ -159,7 +165,12 @@ fn remove_hop_by_hop(headers: &mut HeaderMap, marks: Marks) {
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .map(str::trim)
+            // Most say no more than this, and it names no header but one that is removed in any case.
+            .filter(|name| {
+                !["close", "keep-alive"].iter().any(|word| name.eq_ignore_ascii_case(word))
+            })
+            .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
             // Somebody who lists these wants to change what the message means.
             .filter(|name| ![HOST, CONTENT_LENGTH, TRANSFER_ENCODING].contains(name))
             .collect();
@@ -277,6 +288,20 @@ mod tests {
         let mut headers = map(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
         join_cookies(&mut headers);
         assert_eq!(headers, map(&[("cookie", "a=1; b=2; c=3")]));
+    }
+
+    #[test]
+    fn who_says_so_sends_nothing_more() {
+        let last = |version, connection: &str, body: &str| {
+            let request = Request::builder().version(version).header(CONNECTION, connection);
+            let body = http_body_util::Full::<bytes::Bytes>::new(body.to_owned().into());
+            is_last(&request.body(body).unwrap())
+        };
+        assert!(last(Version::HTTP_11, "te, Close", ""));
+        assert!(!last(Version::HTTP_11, "close", "a body that may be unread"));
+        assert!(!last(Version::HTTP_11, "keep-alive", ""));
+        assert!(last(Version::HTTP_10, "", ""));
+        assert!(!last(Version::HTTP_10, "keep-alive", ""));
     }
 
     #[test]

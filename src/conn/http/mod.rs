@@ -13,15 +13,18 @@
 mod account;
 mod admit;
 mod body;
+mod carrier;
 mod deadline;
 mod exchange;
 mod forward;
 mod headers;
+mod name;
 mod refuse;
 mod screen;
 mod stack;
 mod streams;
 mod tunnel;
+mod unheard;
 mod upstream;
 mod wire;
 
@@ -43,6 +46,7 @@ use hyper_util::rt::TokioIo;
 use super::registry::Stage;
 use super::{Conn, Port, QueuedHalfClose};
 use crate::io::{Engine, Traffic, sock};
+pub use refuse::Statuses;
 use stack::{Front, stack};
 use tunnel::{Entrance, Tunnel};
 pub use upstream::Upstream;
@@ -62,8 +66,8 @@ pub struct Config {
     pub max_streams: u32,
     /// How long an idle connection to the application is kept for the next request.
     pub app_keepalive: Duration,
-    /// What a request is told that found no room: 503 or 429.
-    pub refuse_status: StatusCode,
+    /// What requests are told that are refused, where that can be chosen.
+    pub statuses: Statuses,
     /// The header by whose value requests are counted per client, instead of their address.
     pub per_client_header: Option<HeaderName>,
     /// The header in which clients say how long they wait, besides `grpc-timeout`.
@@ -148,6 +152,8 @@ pub struct Client<E: Engine> {
     /// What the application is told of the client, ready to be put into a request.
     forwarded_for: Option<HeaderValue>,
     forwarded: Option<HeaderValue>,
+    /// It has said that it sends nothing more after the request that is being served.
+    last: Cell<bool>,
     /// Set once the application has switched protocols.
     tunnel: RefCell<Option<Tunnel<E>>>,
 }
@@ -174,6 +180,7 @@ impl<E: Engine> Client<E> {
             stalled: Rc::default(),
             forwarded_for: ip.and_then(|ip| value(ip.to_string())),
             forwarded: node.and_then(|node| value(format!("for={node}"))),
+            last: Cell::new(false),
             tunnel: RefCell::default(),
             upstream,
         }
@@ -197,6 +204,8 @@ impl<E: Engine> Client<E> {
 enum End {
     /// hyper is done with it.
     Done,
+    /// hyper is done with it, because of a head that it has answered so.
+    Unheard(StatusCode),
     /// A request's head did not come in time.
     SlowHead,
     /// The client did not take its answer.
@@ -205,6 +214,13 @@ enum End {
     Cut,
     /// Nothing moved for `idle-timeout`.
     Idle,
+}
+
+impl End {
+    fn of(done: hyper::Result<()>) -> Self {
+        let answered = done.err().and_then(|error| unheard::answered(&error));
+        answered.map_or(Self::Done, Self::Unheard)
+    }
 }
 
 /// Serve all requests of one connection.
@@ -219,9 +235,10 @@ pub(super) async fn serve<E: Engine>(upstream: Rc<Upstream<E>>, conn: Conn<E>, v
         Version::Two => Over::End(serve_two(&engine, &client).await),
     };
     client.count_bytes();
+    let last = client.last.get();
     drop(client);
     match over {
-        Over::End(end) => close(&engine, line, end).await,
+        Over::End(end) => close(&engine, line, end, last).await,
         Over::Switched(tunnel, read) => {
             tunnel::carry(&engine, &port, Entrance { line, read, conn }, tunnel).await;
         }
@@ -251,7 +268,10 @@ async fn serve_one<E: Engine>(engine: &E, client: &Rc<Client<E>>) -> Over<E> {
         Some(tunnel) if end == End::Done => {
             Over::Switched(tunnel, connection.into_parts().read_buf)
         }
-        _ => Over::End(end),
+        _ => {
+            client.note_unheard(end, &connection.into_parts().read_buf);
+            Over::End(end)
+        }
     }
 }
 
@@ -289,17 +309,17 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
     let (mut head, mut stall, mut quiet) =
         (Watch::new(engine), Watch::new(engine), Watch::new(engine));
     std::future::poll_fn(|cx| {
-        let done = connection.as_mut().poll(cx).is_ready();
+        let done = connection.as_mut().poll(cx);
         // A connection may last for days: not only at its end.
         client.count_bytes();
-        if done {
-            return Poll::Ready(End::Done);
+        if let Poll::Ready(done) = done {
+            return Poll::Ready(End::of(done));
         }
         if told.is_none() && Pin::new(&mut closing).poll(cx).is_ready() && !has_more(client) {
             told = Some(Instant::now());
             graceful(connection.as_mut());
-            if connection.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(End::Done);
+            if let Poll::Ready(done) = connection.as_mut().poll(cx) {
+                return Poll::Ready(End::of(done));
             }
         }
         if Pin::new(&mut cut).poll(cx).is_ready() {
@@ -357,9 +377,10 @@ fn has_more<E: Engine>(client: &Client<E>) -> bool {
         && sock::peek(&client.line.socket(), &mut byte).is_ok_and(|length| length > 0)
 }
 
-/// End a client's connection so that what was written last is read.
-async fn close<E: Engine>(engine: &E, line: Rc<Line<E>>, end: End) {
-    if end == End::SlowHead && line.carried()[0] > 0 {
+/// End a client's connection so that what was written last is read. `last`: it has said that it sends
+/// nothing more.
+async fn close<E: Engine>(engine: &E, line: Rc<Line<E>>, end: End, last: bool) {
+    if end == End::SlowHead && line.has_spoken() {
         const LATE: &[u8] =
             b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         // If there is no room for so little, the client does not read anyway.
@@ -375,7 +396,9 @@ async fn close<E: Engine>(engine: &E, line: Rc<Line<E>>, end: End) {
     let socket = engine.socket(&stream);
     match end {
         End::Stalled => sock::reset(socket),
-        End::Done | End::SlowHead | End::Idle | End::Cut if !ended => {
+        // Closed with nothing unread, what was written is delivered, and then the end.
+        End::Done if last && !sock::peek(&socket, &mut [0]).is_ok_and(|length| length > 0) => {}
+        End::Done | End::Unheard(_) | End::SlowHead | End::Idle | End::Cut if !ended => {
             let _ = socket.shutdown(Shutdown::Write);
             linger(engine, &stream).await;
         }

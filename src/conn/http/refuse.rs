@@ -2,6 +2,7 @@
 //! again. Codes and headers after RFC 9110 (`Retry-After`), RFC 9209 (`Proxy-Status`) and gRPC's
 //! status codes and A6 (`grpc-retry-pushback-ms`).
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -21,6 +22,15 @@ const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-m
 
 /// Nobody is sent away for longer: an estimate is not worth more.
 const LONGEST: Duration = Duration::from_secs(30);
+
+/// The statuses that can be chosen. gRPC has its own, whatever is chosen here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Statuses {
+    /// There is no room: 503 or 429.
+    pub no_room: StatusCode,
+    /// It cannot be served before its deadline: 503 or 504.
+    pub deadline: StatusCode,
+}
 
 /// How a client wants to be spoken to.
 #[derive(Clone, Debug)]
@@ -80,7 +90,7 @@ impl Manner {
 }
 
 impl Cause {
-    fn words(self, limited: StatusCode) -> Words {
+    fn words(self, statuses: Statuses) -> Words {
         use StatusCode as S;
         const UNAVAILABLE: u8 = 14;
         const RESOURCE_EXHAUSTED: u8 = 8;
@@ -136,13 +146,14 @@ impl Cause {
                 );
             }
             Self::NotServed(status, text) => {
-                return said(status, 12, "http_request_error", "", text, false);
+                let details = Reason::NotServed.label();
+                return said(status, 12, "http_request_error", details, text, false);
             }
         };
         let details = reason.label();
         match reason {
             Reason::LimitReached | Reason::QueueFull | Reason::MaxConnections => said(
-                limited,
+                statuses.no_room,
                 UNAVAILABLE,
                 "connection_limit_reached",
                 details,
@@ -150,7 +161,7 @@ impl Cause {
                 true,
             ),
             Reason::QueueTimeout => said(
-                limited,
+                statuses.no_room,
                 UNAVAILABLE,
                 "connection_limit_reached",
                 details,
@@ -166,7 +177,7 @@ impl Cause {
                 true,
             ),
             Reason::DeadlineUnmeetable => said(
-                S::SERVICE_UNAVAILABLE,
+                statuses.deadline,
                 DEADLINE_EXCEEDED,
                 "connection_limit_reached",
                 details,
@@ -197,7 +208,10 @@ impl Cause {
                 "The application's address leads back to the gateway.",
                 false,
             ),
-            Reason::UpstreamRefused | Reason::ClientGone | Reason::Abandoned => said(
+            Reason::UpstreamRefused
+            | Reason::ClientGone
+            | Reason::Abandoned
+            | Reason::NotServed => said(
                 S::BAD_GATEWAY,
                 UNAVAILABLE,
                 "connection_refused",
@@ -212,17 +226,17 @@ impl Cause {
 /// The response for a request that is not served, and what it says.
 pub fn refuse(
     port: &Port,
-    limited: StatusCode,
+    statuses: Statuses,
     manner: &Manner,
     cause: Cause,
 ) -> (Response<ResponseBody>, Told) {
-    let words = cause.words(limited);
+    let words = cause.words(statuses);
     let draining = cause == Cause::Reason(Reason::Draining);
     let retry = words.retry.then(|| if draining { Duration::ZERO } else { come_again(port) });
     let mut response =
-        if manner.grpc { say_grpc(&words, retry) } else { say_http(&words, manner, retry) };
+        if manner.grpc { say_grpc(&words, retry) } else { say_http(cause, &words, manner, retry) };
     let headers = response.headers_mut();
-    headers.insert(PROXY_STATUS, proxy_status(&words));
+    headers.insert(PROXY_STATUS, proxy_status(cause, &words));
     // A client that has left asks for nothing more, whatever it has sent.
     let last = draining || cause == Cause::Reason(Reason::ClientGone);
     if manner.http1 && (last || port.shared.closing.is_raised()) {
@@ -255,20 +269,25 @@ fn say_grpc(words: &Words, retry: Option<Duration>) -> Response<ResponseBody> {
     response
 }
 
-fn say_http(words: &Words, manner: &Manner, retry: Option<Duration>) -> Response<ResponseBody> {
-    let (kind, body) = body(words, manner.accept.as_ref());
+fn say_http(
+    cause: Cause,
+    words: &Words,
+    manner: &Manner,
+    retry: Option<Duration>,
+) -> Response<ResponseBody> {
+    let (kind, body) = body(cause, words, manner.accept.as_ref());
     let mut response = Response::new(ResponseBody::words(body));
     *response.status_mut() = words.status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     if let Some(retry) = retry {
-        headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(retry).as_secs()));
+        headers.insert(RETRY_AFTER, seconds(whole_seconds(retry)));
     }
     response
 }
 
 /// A few words in the form the client likes best of those it names.
-fn body(words: &Words, accept: Option<&HeaderValue>) -> (&'static str, Bytes) {
+fn body(cause: Cause, words: &Words, accept: Option<&HeaderValue>) -> (&'static str, Bytes) {
     let accept = accept.and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let (status, text) = (words.status, words.text);
     let reason = if words.details.is_empty() { words.error } else { words.details };
@@ -286,7 +305,7 @@ fn body(words: &Words, accept: Option<&HeaderValue>) -> (&'static str, Bytes) {
             format!("<!doctype html>\n<title>{status}</title>\n<h1>{status}</h1>\n<p>{text}</p>\n")
                 .into(),
         ),
-        Form::Plain => ("text/plain; charset=utf-8", format!("{text}\n").into()),
+        Form::Plain => ("text/plain; charset=utf-8", plain(cause, words)),
     }
 }
 
@@ -317,14 +336,49 @@ fn preferred(accept: &str) -> Form {
     best.1
 }
 
-fn proxy_status(words: &Words) -> HeaderValue {
-    let (error, details) = (words.error, words.details);
-    let text = if details.is_empty() {
-        format!("tidegate; error={error}")
-    } else {
-        format!("tidegate; error={error}; details=\"{details}\"")
+// Refusals are to be cheap: what is said for each of the gate's reasons is put together once.
+
+fn proxy_status(cause: Cause, words: &Words) -> HeaderValue {
+    static BY_REASON: LazyLock<ByReason<HeaderValue>> = LazyLock::new(|| {
+        by_reason(|words| {
+            let text = format!("tidegate; error={}; details=\"{}\"", words.error, words.details);
+            HeaderValue::try_from(text).expect("the words are ASCII")
+        })
+    });
+    match cause {
+        Cause::Reason(reason) => BY_REASON[reason as usize].clone(),
+        _ => HeaderValue::try_from(format!("tidegate; error={}", words.error))
+            .expect("the words are ASCII"),
+    }
+}
+
+fn plain(cause: Cause, words: &Words) -> Bytes {
+    static BY_REASON: LazyLock<ByReason<Bytes>> =
+        LazyLock::new(|| by_reason(|words| format!("{}\n", words.text).into()));
+    match cause {
+        Cause::Reason(reason) => BY_REASON[reason as usize].clone(),
+        _ => format!("{}\n", words.text).into(),
+    }
+}
+
+/// No more of them than [`LONGEST`] has.
+fn seconds(retry: Duration) -> HeaderValue {
+    static NUMBERS: LazyLock<Vec<HeaderValue>> =
+        LazyLock::new(|| (0..=LONGEST.as_secs()).map(HeaderValue::from).collect());
+    let seconds = retry.as_secs();
+    let known = usize::try_from(seconds).ok().and_then(|at| NUMBERS.get(at).cloned());
+    known.unwrap_or_else(|| HeaderValue::from(seconds))
+}
+
+type ByReason<T> = [T; Reason::ALL.len()];
+
+fn by_reason<T>(say: impl Fn(&Words) -> T) -> ByReason<T> {
+    // Error, details and text are the same whatever statuses an operator has chosen.
+    const ANY: Statuses = Statuses {
+        no_room: StatusCode::SERVICE_UNAVAILABLE,
+        deadline: StatusCode::SERVICE_UNAVAILABLE,
     };
-    HeaderValue::try_from(text).expect("the words are ASCII")
+    Reason::ALL.map(|reason| say(&Cause::Reason(reason).words(ANY)))
 }
 
 /// When there may be room: as long as the queue takes at the pace of late, and up to half as long
@@ -377,6 +431,22 @@ mod tests {
             ("text/plain;q=0.1, text/html;q=nonsense", Form::Plain),
         ] {
             assert_eq!(preferred(accept), form, "{accept}");
+        }
+    }
+
+    #[test]
+    fn each_reason_is_said_in_its_own_words() {
+        let statuses = Statuses {
+            no_room: StatusCode::TOO_MANY_REQUESTS,
+            deadline: StatusCode::GATEWAY_TIMEOUT,
+        };
+        for reason in Reason::ALL {
+            let cause = Cause::Reason(reason);
+            let words = cause.words(statuses);
+            let status = proxy_status(cause, &words);
+            let details = format!("details=\"{}\"", reason.label());
+            assert!(status.to_str().expect("ASCII").ends_with(&details), "{status:?}");
+            assert_eq!(plain(cause, &words), format!("{}\n", words.text));
         }
     }
 

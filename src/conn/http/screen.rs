@@ -1,9 +1,11 @@
-//! Screen: requests that no proxy of this kind serves are answered before they cost anybody a slot.
+//! Screen: requests that no proxy of this kind serves are answered before they cost anybody a slot. They
+//! are counted and written down like those that the gate refuses.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use http::header::{CONNECTION, HOST, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
@@ -12,9 +14,14 @@ use pin_project_lite::pin_project;
 use tower::Service;
 
 use super::Client;
+use super::account::Trail;
 use super::body::ResponseBody;
 use super::refuse::{Cause, Manner, refuse};
+use crate::conn::release;
+use crate::conn::report::{Ended, Told};
+use crate::conn::trace::{self, Trace};
 use crate::io::Engine;
+use crate::outcome::{Outcome, Reason};
 
 /// The layer.
 pub struct Screen<E: Engine> {
@@ -32,7 +39,8 @@ pin_project! {
     #[project = ScreeningProj]
     pub enum Screening<F> {
         Passed { #[pin] inner: F },
-        Answered { response: Option<Response<ResponseBody>> },
+        /// In a box: it is rare, and the rest is moved with it.
+        Answered { response: Option<Box<Response<ResponseBody>>> },
     }
 }
 
@@ -67,15 +75,55 @@ where
         let Some((status, text)) = objection(&request) else {
             return Screening::Passed { inner: self.inner.call(request) };
         };
-        let client = &self.client;
-        let cause = Cause::NotServed(status, text);
-        let limited = client.config.http.refuse_status;
-        let (mut response, _) = refuse(client.port(), limited, &Manner::of(&request), cause);
-        if !client.http2 {
+        let response = self.client.object(&request, Cause::NotServed(status, text));
+        Screening::Answered { response: Some(Box::new(response)) }
+    }
+}
+
+impl<E: Engine> Client<E> {
+    /// Say what is wrong with a request.
+    fn object<B>(&self, request: &Request<B>, cause: Cause) -> Response<ResponseBody> {
+        let (port, statuses) = (self.port(), self.config.http.statuses);
+        let (mut response, told) = refuse(port, statuses, &Manner::of(request), cause);
+        if !self.http2 {
             // Who sent this may mean something else by what follows.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        Screening::Answered { response: Some(response) }
+        self.not_served(request, Instant::now(), &response, told);
+        response
+    }
+
+    /// A request was told `response` because it is none that is served here: write it down.
+    pub(super) fn not_served<B, C>(
+        &self,
+        request: &Request<B>,
+        arrived: Instant,
+        response: &Response<C>,
+        told: Told,
+    ) {
+        const OUTCOME: Outcome = Outcome::Refused(Reason::NotServed);
+        let (port, now) = (&self.upstream.port, Instant::now());
+        let came = trace::Arrival { port, client: self.address, at: arrived };
+        let trace = Trace::begin(came, request, 1);
+        let trace = trace.or_refusal(came, request, Reason::NotServed, now);
+        trace.refused(response);
+        trace.end(OUTCOME, None, now);
+        let trail = Trail { trace, ..Trail::of(self, request) };
+        trail.ended(OUTCOME, Duration::ZERO);
+        let ended = Ended {
+            client: self.address,
+            counted_as: None,
+            connection: trail.connection,
+            id: trail.id.as_ref(),
+            head: Some((request.method(), request.uri())),
+            outcome: OUTCOME,
+            arrived,
+            now,
+            waited: Duration::ZERO,
+            deadline: None,
+            told: Some(told),
+        };
+        release::count_request(port, &ended);
     }
 }
 
@@ -89,7 +137,7 @@ where
         match self.project() {
             ScreeningProj::Passed { inner } => inner.poll(cx),
             ScreeningProj::Answered { response } => {
-                Poll::Ready(Ok(response.take().expect("polled once when ready")))
+                Poll::Ready(Ok(*response.take().expect("polled once when ready")))
             }
         }
     }

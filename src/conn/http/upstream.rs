@@ -12,6 +12,7 @@
 //! its connection; so is a slot whose exchange broke, after `abandon-timeout` at the latest.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::net::Shutdown;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
@@ -21,17 +22,18 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
 use slab::Slab;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::body::RequestBody;
+use super::carrier::{Carrier, Carries};
 use super::exchange::{Home, Lease, Slot, State};
 use super::streams::Streams;
-use super::wire::{Head, Line, Watch, Wire};
+use super::wire::{Head, Line, Watch};
 use crate::conn::seats::Seat;
 use crate::conn::{Config, Port, connect};
 use crate::io::{Engine, sock};
@@ -59,11 +61,10 @@ struct Link<E: Engine> {
     /// `None`: it is to end.
     sender: Option<http1::SendRequest<RequestBody>>,
     lease: Rc<Lease>,
+    carrier: Rc<Carrier<E>>,
     /// Who takes it over once hyper is done with it.
     taker: Option<oneshot::Sender<Switched<E>>>,
 }
-
-type Connection<E> = http1::Connection<TokioIo<Wire<E>>, RequestBody>;
 
 /// A connection that carries no HTTP any more, and what had been read of it.
 pub struct Switched<E: Engine> {
@@ -71,6 +72,9 @@ pub struct Switched<E: Engine> {
     pub read: Bytes,
     pub seat: Seat,
 }
+
+/// An answer, or why hyper has none.
+type Answered = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
 /// Why a request got no answer.
 pub enum Unanswered {
@@ -99,28 +103,28 @@ impl<E: Engine> Upstream<E> {
         upstream
     }
 
-    /// A connection that is ready for a request at once.
-    pub fn idle_connection(&self) -> Option<usize> {
-        let key = self.idle.borrow().last()?.0;
+    /// A connection that is ready for a request at once, and since when it has been idle.
+    pub fn idle_connection(&self) -> Option<(usize, Instant)> {
+        let (key, _) = *self.idle.borrow().last()?;
         let ready = self.links.borrow().get(key)?.sender.as_ref()?.is_ready();
         if !ready {
             return None;
         }
-        self.idle.borrow_mut().pop();
-        Some(key)
+        self.pop_idle()
     }
 
-    /// A connection that is ready for a request: an idle one, or a new one.
-    pub async fn connection(&self, config: &Config) -> Result<usize, Reason> {
+    /// A connection that is ready for a request: an idle one, and since when it has been so, or a new
+    /// one.
+    pub async fn connection(&self, config: &Config) -> Result<(usize, Option<Instant>), Reason> {
         let deadline = Instant::now() + config.connect_timeout;
         loop {
-            while let Some((key, _)) = self.pop_idle() {
+            while let Some((key, since)) = self.pop_idle() {
                 if self.is_ready(key).await {
-                    return Ok(key);
+                    return Ok((key, Some(since)));
                 }
             }
             match self.port.seats.take(self.port.gate.limit()) {
-                Some(seat) => return self.dial(config, seat).await,
+                Some(seat) => return Ok((self.dial(config, seat).await?, None)),
                 // The room is another worker's idle connection, or one that is being closed.
                 None => self.room(deadline).await?,
             }
@@ -151,25 +155,44 @@ impl<E: Engine> Upstream<E> {
     }
 
     /// Send a request on connection `key`, which [`connection`](Self::connection) has just named.
-    pub async fn send(
+    pub fn send(
         &self,
         key: usize,
         request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, Unanswered> {
-        let answer = {
-            let mut links = self.links.borrow_mut();
-            let Some(link) = links.get_mut(key) else {
-                return Err(Unanswered::Unsent(Box::new(request)));
-            };
-            let Some(sender) = &mut link.sender else {
-                return Err(Unanswered::Unsent(Box::new(request)));
-            };
+    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + use<E> {
+        let begun = self.begin(key, request);
+        async move {
+            let (carrier, answer) = begun?;
+            let carrier: &dyn Carries = &*carrier;
+            let mut answer = pin!(answer);
+            let answered = poll_fn(|cx| carrier.poll(cx, |cx| answer.as_mut().poll(cx))).await;
+            answered.map_err(|mut failed| {
+                carrier.hand_back(false);
+                match failed.take_message() {
+                    Some(request) => Unanswered::Unsent(Box::new(request)),
+                    None => Unanswered::Broken(failed.into_error()),
+                }
+            })
+        }
+    }
+
+    /// Hand a request to hyper, if the connection is still open. One that is only a head is carried by
+    /// the task that waits for its answer.
+    fn begin(
+        &self,
+        key: usize,
+        request: Request<RequestBody>,
+    ) -> Result<(Rc<Carrier<E>>, impl Future<Output = Answered> + use<E>), Unanswered> {
+        let mut links = self.links.borrow_mut();
+        let Some(Link { sender: Some(sender), carrier, .. }) = links.get_mut(key) else {
+            return Err(Unanswered::Unsent(Box::new(request)));
+        };
+        let answer = if request.body().is_end_stream() {
+            carrier.lend(|| sender.try_send_request(request))
+        } else {
             sender.try_send_request(request)
         };
-        answer.await.map_err(|mut failed| match failed.take_message() {
-            Some(request) => Unanswered::Unsent(Box::new(request)),
-            None => Unanswered::Broken(failed.into_error()),
-        })
+        Ok((carrier.clone(), answer))
     }
 
     /// What the exchange on connection `key` shares.
@@ -193,7 +216,7 @@ impl<E: Engine> Upstream<E> {
 
     /// Whether connection `key` can take a request, once it has noticed that its last one is over.
     async fn is_ready(&self, key: usize) -> bool {
-        std::future::poll_fn(|cx| {
+        poll_fn(|cx| {
             let mut links = self.links.borrow_mut();
             let Some(sender) = links.get_mut(key).and_then(|link| link.sender.as_mut()) else {
                 return Poll::Ready(false);
@@ -224,11 +247,13 @@ impl<E: Engine> Upstream<E> {
         let entry = links.vacant_entry();
         let key = entry.key();
         let home: Weak<dyn Home> = self.myself.clone();
-        let lease = Rc::new(Lease::of_connection(home, key));
-        entry.insert(Link { sender: Some(sender), lease: lease.clone(), taker: None });
+        let carrier = Carrier::new(connection, line.clone());
+        let lease = Rc::new(Lease::of_connection(home, key, carrier.clone()));
+        let (sender, taker) = (Some(sender), None);
+        entry.insert(Link { sender, lease: lease.clone(), carrier: carrier.clone(), taker });
         drop(links);
         if let Some(upstream) = self.myself.upgrade() {
-            let task = upstream.carry(key, connection, line, lease, seat, config.clone());
+            let task = upstream.carry(key, carrier, line, lease, seat, config.clone());
             self.engine.spawn(self.tasks.track_future(task));
         }
         Ok(key)
@@ -238,19 +263,16 @@ impl<E: Engine> Upstream<E> {
     async fn carry(
         self: Rc<Self>,
         key: usize,
-        mut connection: Connection<E>,
+        carrier: Rc<Carrier<E>>,
         line: Rc<Line<E>>,
         lease: Rc<Lease>,
         seat: Seat,
         config: Config,
     ) {
-        let halt = self.drive(&mut connection, &line, config.write_stall_timeout).await;
-        let read = match halt {
-            None => connection.into_parts().read_buf,
-            Some(_) => {
-                drop(connection);
-                Bytes::new()
-            }
+        let halt = self.drive(&carrier, &line, config.write_stall_timeout).await;
+        let read = match (halt, carrier.take()) {
+            (None, Some(connection)) => connection.into_parts().read_buf,
+            _ => Bytes::new(),
         };
         // hyper may be done before those who read the answer are.
         let state = match halt {
@@ -273,22 +295,22 @@ impl<E: Engine> Upstream<E> {
     async fn decided(&self, lease: &Lease) -> State {
         tokio::select! {
             biased;
-            state = std::future::poll_fn(|cx| lease.poll_decided(cx)) => state,
+            state = poll_fn(|cx| lease.poll_decided(cx)) => state,
             () = self.port.shared.cut.raised() => State::Left,
         }
     }
 
-    /// Let hyper work until it is done, or there is a reason to stop it.
+    /// Have hyper work until it is done, or there is a reason to stop it.
     async fn drive(
         &self,
-        connection: &mut Connection<E>,
+        carrier: &Carrier<E>,
         line: &Line<E>,
         patience: Duration,
     ) -> Option<Outcome> {
         let mut watch = Watch::new(&self.engine);
         let mut cut = self.port.shared.cut.watch();
-        std::future::poll_fn(|cx| {
-            if Pin::new(&mut *connection).poll(cx).is_ready() {
+        poll_fn(|cx| {
+            if carrier.poll_own(cx).is_ready() {
                 return Poll::Ready(None);
             }
             if Pin::new(&mut cut).poll(cx).is_ready() {
@@ -354,7 +376,11 @@ impl<E: Engine> Upstream<E> {
 
     /// Have connection `key` end.
     fn close(&self, key: usize) {
-        let sender = self.links.borrow_mut().get_mut(key).and_then(|link| link.sender.take());
+        let mut links = self.links.borrow_mut();
+        let Some(link) = links.get_mut(key) else { return };
+        let (sender, carrier) = (link.sender.take(), link.carrier.clone());
+        drop(links);
+        carrier.hand_back(false);
         drop(sender);
     }
 }
@@ -372,8 +398,9 @@ impl<E: Engine> Home for Upstream<E> {
 
     fn idle(&self, key: usize) {
         let links = self.links.borrow();
-        let open = links.get(key).and_then(|link| link.sender.as_ref());
-        let keep = open.is_some_and(|sender| !sender.is_closed());
+        let Some(Link { sender: Some(sender), carrier, .. }) = links.get(key) else { return };
+        let keep = !sender.is_closed();
+        carrier.hand_back(sender.is_ready());
         drop(links);
         let port = &self.port;
         let excess = port.seats.excess(port.gate.limit()) > 0;

@@ -83,6 +83,11 @@ impl<E: Engine> Line<E> {
         self.ended.get()
     }
 
+    /// Whether the peer has ever sent anything.
+    pub fn has_spoken(&self) -> bool {
+        self.read.get() > 0
+    }
+
     /// Bytes read and written.
     pub fn carried(&self) -> [u64; 2] {
         [self.read.get(), self.written.get()]

@@ -1,7 +1,8 @@
 //! Reading and writing a connection a piece at a time, for those who have to look at the bytes.
 //!
 //! Always true: a read that filled less than its buffer, or would have blocked, has cleared the
-//! readiness it saw, so the next one waits for an edge; a closed side stays ready.
+//! readiness it saw, so the next one waits for an edge; but while something urgent may be there only
+//! one that would have blocked has; a closed side stays ready.
 
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
@@ -26,14 +27,17 @@ impl Stream {
             match sock::receive(self.fd.get_ref(), buf) {
                 Ok(n) => {
                     match guard {
-                        Some(mut guard) if n > 0 && n < room => guard.clear_ready(),
+                        Some(mut guard) if n > 0 && n < room && !self.may_be_urgent() => {
+                            guard.clear_ready();
+                        }
                         Some(_) => {}
                         // What was read without waiting may not be all.
-                        None => self.eager.set(n == room),
+                        None => self.eager.set(n == room || self.may_be_urgent()),
                     }
                     return Poll::Ready(Ok(()));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.nothing_is_urgent();
                     if let Some(mut guard) = guard {
                         guard.clear_ready();
                     }

@@ -26,6 +26,9 @@ use super::buffers::{Filled, GROUP, SIZE};
 use super::ring::{Core, Kind, Ready, Ring};
 use crate::io::sock;
 
+/// `IORING_RECVSEND_POLL_FIRST`: look for bytes before trying to receive them. Mostly there are none yet.
+const POLL_FIRST: u16 = 1;
+
 /// A connection that is read and written a piece at a time. Dropping it closes it.
 pub struct Io {
     /// Waiting for room to write; or, without provided buffers, for something to read.
@@ -233,7 +236,8 @@ impl Core {
         if offered {
             inlet.receive = Receive::On;
             let receive = opcode::Recv::new(types::Fd(inlet.fd), std::ptr::null_mut(), 0);
-            let entry = receive.buf_group(GROUP).build().flags(squeue::Flags::BUFFER_SELECT);
+            let receive = receive.buf_group(GROUP).ioprio(POLL_FIRST);
+            let entry = receive.build().flags(squeue::Flags::BUFFER_SELECT);
             self.push(entry, Kind::Inlet.of(key));
         }
     }
@@ -264,6 +268,7 @@ impl Core {
         match inlet.ended {
             Some(0) => return Poll::Ready(Ok(())),
             Some(errno) => return Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
+            None if inlet.reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) => {}
             None => inlet.reader = Some(cx.waker().clone()),
         }
         if inlet.receive == Receive::Off {

@@ -1,0 +1,147 @@
+//! The difference of two pods as a JSON patch that API servers and people like: what is added is added where it
+//! belongs, and a list is never replaced as a whole.
+//!
+//! Always true: applied to the one it gives the other. Elements of lists that have a name are the same element if
+//! they have the same name, wherever they are; the order of those that both have must not differ, which holds
+//! here because nothing is ever moved.
+
+use json_patch::jsonptr::PointerBuf;
+use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation, ReplaceOperation};
+use serde_json::Value;
+
+/// What has to be done to `from` so that it is `to`.
+pub(super) fn diff(from: &Value, to: &Value) -> Patch {
+    let mut operations = Vec::new();
+    compare(&PointerBuf::new(), from, to, &mut operations);
+    Patch(operations)
+}
+
+fn compare(path: &PointerBuf, from: &Value, to: &Value, operations: &mut Vec<PatchOperation>) {
+    match (from, to) {
+        _ if from == to => {}
+        (Value::Object(before), Value::Object(after)) => {
+            for key in before.keys().filter(|key| !after.contains_key(*key)) {
+                operations.push(remove(below(path, key)));
+            }
+            for (key, value) in after {
+                match before.get(key) {
+                    Some(old) => compare(&below(path, key), old, value, operations),
+                    None => operations.push(add(below(path, key), value)),
+                }
+            }
+        }
+        (Value::Array(before), Value::Array(after)) if same_order(before, after) => {
+            list(path, before, after, operations);
+        }
+        _ => operations.push(PatchOperation::Replace(ReplaceOperation {
+            path: path.clone(),
+            value: to.clone(),
+        })),
+    }
+}
+
+/// Walks along both lists; `at` is where we are in what the patch has made so far.
+fn list(
+    path: &PointerBuf,
+    before: &[Value],
+    after: &[Value],
+    operations: &mut Vec<PatchOperation>,
+) {
+    let kept = |element: &&Value| after.iter().any(|other| name(other) == name(element));
+    let gone = before.iter().enumerate().filter(|(_, element)| !kept(element));
+    for (at, _) in gone.collect::<Vec<_>>().into_iter().rev() {
+        operations.push(remove(below(path, &at.to_string())));
+    }
+    for (at, element) in after.iter().enumerate() {
+        let here = below(path, &at.to_string());
+        match before.iter().find(|other| name(other) == name(element)) {
+            Some(old) => compare(&here, old, element, operations),
+            None => operations.push(add(here, element)),
+        }
+    }
+}
+
+/// Whether every element has a name of its own, and those that both lists have are in the same order.
+fn same_order(before: &[Value], after: &[Value]) -> bool {
+    let names = |list: &[Value]| list.iter().map(name).collect::<Option<Vec<String>>>();
+    let (Some(before), Some(after)) = (names(before), names(after)) else { return false };
+    let unique = |names: &[String]| (1..names.len()).all(|at| !names[..at].contains(&names[at]));
+    let common = |of: &[String], with: &[String]| {
+        of.iter().filter(|name| with.contains(name)).cloned().collect::<Vec<_>>()
+    };
+    unique(&before) && unique(&after) && common(&before, &after) == common(&after, &before)
+}
+
+/// Containers, volumes and variables have names; ports have numbers, and mounts have paths.
+fn name(element: &Value) -> Option<String> {
+    let text = |key: &str| element.get(key).and_then(Value::as_str);
+    let port = || {
+        let port = element.get("containerPort")?.as_u64()?;
+        Some(format!("{port}/{}", text("protocol").unwrap_or("TCP")))
+    };
+    let mount = || Some(format!("{}:{}", text("mountPath")?, text("subPath").unwrap_or_default()));
+    port().or_else(mount).or_else(|| text("name").map(str::to_owned))
+}
+
+fn below(path: &PointerBuf, token: &str) -> PointerBuf {
+    path.with_trailing_token(token)
+}
+
+fn add(path: PointerBuf, value: &Value) -> PatchOperation {
+    PatchOperation::Add(AddOperation { path, value: value.clone() })
+}
+
+fn remove(path: PointerBuf) -> PatchOperation {
+    PatchOperation::Remove(RemoveOperation { path })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn patched(from: &Value, to: &Value) -> Value {
+        let mut value = from.clone();
+        json_patch::patch(&mut value, &diff(from, to)).expect("a patch that applies");
+        value
+    }
+
+    #[test]
+    fn what_is_added_is_added_and_no_list_is_replaced() {
+        let from =
+            json!({"spec": {"containers": [{"name": "app", "ports": [{"containerPort": 80}]}]}});
+        let to = json!({"metadata": {"annotations": {"a/b~c": "1"}}, "spec": {
+            "containers": [{"name": "first"}, {"name": "app", "ports": [{"containerPort": 80, "name": "x"}]}, {"name": "last"}],
+            "volumes": [{"name": "v"}],
+        }});
+        let patch = diff(&from, &to);
+        assert!(patch.0.iter().all(|step| matches!(step, PatchOperation::Add(_))), "{patch}");
+        assert_eq!(patched(&from, &to), to);
+        assert_eq!(patched(&to, &from), from);
+        assert!(diff(&to, &to).0.is_empty());
+    }
+
+    fn tree() -> impl Strategy<Value = Value> {
+        let names = || prop::collection::btree_set("[a-d]", 0..4);
+        let leaf = prop_oneof![Just(Value::Null), any::<u8>().prop_map(Value::from)];
+        leaf.prop_recursive(3, 24, 4, move |inner| {
+            prop_oneof![
+                prop::collection::btree_map("[a-c/~]", inner.clone(), 0..3)
+                    .prop_map(|map| json!(map)),
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                (names(), inner).prop_map(|(names, inner)| {
+                    names.into_iter().map(|name| json!({"name": name, "x": inner})).collect()
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn applied_to_the_one_it_gives_the_other(from in tree(), to in tree()) {
+            prop_assert_eq!(patched(&from, &to), to);
+        }
+    }
+}

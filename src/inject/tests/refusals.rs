@@ -1,0 +1,85 @@
+//! Who is left alone, and who is told what.
+
+use super::*;
+
+#[test]
+fn what_cannot_be_injected_says_why() {
+    let taken = |port: u16| json!([{"name": "http", "containerPort": port}]);
+    for (pod, part) in [
+        (with(pod(), "/spec/hostNetwork", json!(true)), "hostNetwork"),
+        (with(pod(), "/spec/os", json!({"name": "windows"})), "Windows"),
+        (with(pod(), "/spec/nodeSelector", json!({"kubernetes.io/os": "windows"})), "Windows"),
+        (
+            with(pod(), "/metadata/annotations/kubernetes.io~1config.mirror", json!("x")),
+            "static pod",
+        ),
+        (with(pod(), "/spec/securityContext", json!({"runAsUser": 15800})), "runs as user 15800"),
+        (
+            with(pod(), "/spec/containers/0/securityContext", json!({"runAsUser": 15800})),
+            "runs as user 15800",
+        ),
+        (with(pod(), "/spec/containers/0/ports", taken(15801)), "15801"),
+        (with(pod(), "/spec/containers/0/ports", taken(15822)), "15822"),
+        (with(pod(), "/spec/containers/0/name", json!("tidegate")), "container tidegate"),
+        (
+            with(pod(), "/spec/initContainers", json!([{"name": "tidegate-capture"}])),
+            "container tidegate-capture",
+        ),
+        (
+            with(pod(), "/spec/volumes", json!([{"name": "tidegate-control"}])),
+            "volume tidegate-control",
+        ),
+        (with(pod(), "/spec/containers", json!([])), "no containers"),
+        (with(pod(), "/spec/containers", json!(5)), "cannot be read"),
+        (with(pod(), "/metadata/annotations", json!({"a": 5})), "cannot be read"),
+        (with(pod(), "/metadata/annotations", json!({"a": "b".repeat(262_000)})), "262144"),
+        (json!([]), "no object"),
+        (json!({}), "no containers"),
+    ] {
+        let why = refused(&pod);
+        assert!(why.contains(part), "{part} is not in {why}");
+    }
+    let probe = json!({"httpGet": {"port": 8080, "path": "/".repeat(130_000)}});
+    assert!(
+        refused(&with(pod(), "/spec/containers/0/livenessProbe", probe))
+            .contains("TIDEGATE_APP_PROBES")
+    );
+    let openshift = operator("uid: null");
+    let injected = inject_with(
+        &with(pod(), "/spec/securityContext", json!({"runAsUser": 15800})),
+        &Context::default(),
+        &openshift,
+    );
+    assert_eq!(injected.sidecar()["securityContext"]["runAsUser"], Value::Null);
+    let udp = json!([{"name": "http", "containerPort": 8080}, {"containerPort": 15821, "protocol": "UDP"}]);
+    inject(&with(pod(), "/spec/containers/0/ports", udp));
+}
+
+#[test]
+fn labels_decide_whether_and_by_whom() {
+    let labelled = |label: &str, value: &str| {
+        let label = label.replace('/', "~1");
+        review(
+            &with(pod(), &format!("/metadata/labels/{label}"), json!(value)),
+            &Context::default(),
+            &Operator::default(),
+        )
+    };
+    assert!(matches!(labelled(INJECT_LABEL, "disabled"), Outcome::Unchanged { .. }));
+    assert!(matches!(labelled(INJECT_LABEL, "enabled"), Outcome::Patched { .. }));
+    assert!(matches!(labelled(REVISION_LABEL, "canary"), Outcome::Unchanged { .. }));
+    assert!(matches!(labelled(REVISION_LABEL, "default"), Outcome::Patched { .. }));
+}
+
+#[test]
+fn applications_that_can_go_round_the_gateway_are_told() {
+    for (context, part) in [
+        (json!({"capabilities": {"add": ["NET_ADMIN"]}}), "capability NET_ADMIN"),
+        (json!({"capabilities": {"add": ["CAP_NET_RAW"]}}), "NET_RAW"),
+        (json!({"privileged": true}), "is privileged"),
+    ] {
+        inject(&with(pod(), "/spec/containers/0/securityContext", context)).warns(part);
+    }
+    let host = json!([{"name": "http", "containerPort": 8080, "hostPort": 80}]);
+    inject(&with(listen(), "/spec/containers/0/ports", host)).warns("hostPort");
+}
