@@ -310,3 +310,10 @@ def collector():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def deaf_collector():
+    """The address of one that the kernel accepts for, and that never reads or says anything."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        yield listener.getsockname()

@@ -7,7 +7,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 
-from load import Idle, accepted, books, collector, held, held_request
+from load import Idle, accepted, books, collector, deaf_collector, held, held_request
 from measure import WARM_UP, Sample, Use, proxy, watched, weigh
 from peers import slow_app
 from procs import Unmeasured
@@ -120,8 +120,8 @@ class Traced(Row):
 
     unit = "ratio"
 
-    def __init__(self, key, title, share, bar):
-        self.key, self.title, self.share = key, title, share
+    def __init__(self, key, title, share, bar, collector=collector):
+        self.key, self.title, self.share, self.collector = key, title, share, collector
         self.itself = [("ratio", lambda sample: sample.value, Bar(bar))]
 
     def applies(self, peer):
@@ -131,7 +131,7 @@ class Traced(Row):
         load = lambda seconds: bench.clients.wrk(place.listen, seconds, KEPT_ALIVE)
         with proxy(bench, peer, place, HTTP) as group:
             plain = weigh(bench, group, load)
-        with collector() as address, proxy(bench, peer, place, replace(HTTP, traced=self.share, collector=address)) as group:
+        with self.collector() as address, proxy(bench, peer, place, replace(HTTP, traced=self.share, collector=address)) as group:
             traced = weigh(bench, group, load)
         facts = {"µs without": plain.value, "µs with": traced.value}
         return Sample(traced.value / plain.value, traced.rate, traced.p50_us, traced.p99_us, traced.core,
@@ -228,6 +228,7 @@ ROWS = [
     HttpRefusal(),
     Traced("trace1", "HTTP/1: keep-alive with 1 % traced / without traces", 0.01, 1.05),
     Traced("trace100", "HTTP/1: keep-alive with 100 % traced / without traces", 1, 2.5),
+    Traced("tracedeaf", "HTTP/1: keep-alive with 1 % traced for a collector that hangs / without traces", 0.01, 1.03, deaf_collector),
     IdleMemory("httpidle", "HTTP/1: memory of an idle connection", HTTP, 20.0),
     Overload(),
 ]

@@ -1,13 +1,17 @@
 """What the figures rest on, without a proxy: python3 -m unittest discover -s bench -p 'test_*.py'"""
 
+import gzip
+import http.server
 import os
 import socket
 import sys
 import tempfile
+import threading
 import time
 import unittest
 from pathlib import Path
 
+import footprint
 import load
 import peers
 import procs
@@ -198,6 +202,68 @@ class Truth(unittest.TestCase):
         self.assertEqual(peers._engine_in({"a": [1], "io": {"engine": "uring"}}), "uring")
         self.assertEqual(peers._engine_in({"engine": {"name": "epoll", "reason": ""}}), "epoll")
         self.assertIsNone(peers._engine_in({"engines": 2}))
+
+
+class Footprint(unittest.TestCase):
+    def test_a_program_is_as_large_as_gzip_finds_it(self):
+        content = b"".join(bytes([n % 251]) * (n % 97) for n in range(60_000))  # more than one block
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            plain, packed = footprint.size(file.name)
+        self.assertEqual(plain, len(content))
+        self.assertAlmostEqual(packed, len(gzip.compress(content, 6)), delta=100)
+        self.assertGreater(plain, 1 << 20)
+
+    def test_ready_is_the_first_200_and_nothing_before(self):
+        asked = []
+
+        class Probe(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append(self.path)
+                self.send_response(503 if len(asked) < 5 else 200)
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        with http.server.HTTPServer(("127.0.0.1", 0), Probe) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            try:
+                ready = footprint.until_ready(server.server_address, lambda: True)
+                self.assertEqual(asked, ["/readyz"] * 5)
+                self.assertLessEqual(ready, time.monotonic())
+            finally:
+                server.shutdown()
+
+    def test_who_has_died_does_not_become_ready(self):
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            with self.assertRaises(procs.Unmeasured):
+                footprint.until_ready(nobody.getsockname(), lambda: False)
+
+    def test_an_answer_without_a_patch_is_none(self):
+        class Answer:
+            status = 200
+
+            def request(self, *_):
+                pass
+
+            def getresponse(self):
+                return self
+
+            def read(self):
+                return self.said
+
+        client = Answer()
+        client.said = b'{"response": {"allowed": true, "patch": "W10="}}'
+        footprint.patched(client, 1)
+        for client.said in (b'{"response": {"allowed": true}}', b"{}"):
+            with self.assertRaises(SystemExit):
+                footprint.patched(client, 1)
+
+    def test_a_spread_is_told_with_its_median(self):
+        self.assertEqual(footprint.spread([3.0, 1.0, 2.0], "ms"), "2.0 ms (median of 3, 1.0 to 3.0)")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 //! The admin faces over real sockets, in front of a gateway that is not there.
 
+mod attempts;
+
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -18,7 +20,10 @@ use tidegate::client::{self, ClientError, Target};
 use tidegate::journal::Journal;
 use tidegate::lifecycle::{self, Lifecycle, Load, Tally};
 use tidegate::metrics::PortMetrics;
+use tidegate::probes::Probes;
 use tokio_util::sync::CancellationToken;
+
+use attempts::{METHODS, PATHS};
 
 /// A gateway without a data plane.
 struct Fake {
@@ -82,8 +87,12 @@ impl Gateway for Fake {
             metrics: nowhere,
             uptime_seconds: 61.0,
             last_reload: Reload { ok: true, error: None, last_success: SystemTime::now() },
+            remarks: Vec::new(),
+            own_pod: None,
             traces: None,
             drain: self.life.report(),
+            drain_partial: false,
+            drains_taken_back: self.life.taken_back(),
         }
     }
 
@@ -107,6 +116,10 @@ impl Gateway for Fake {
 
     fn journal(&self) -> Arc<Journal> {
         self.journal.clone()
+    }
+
+    fn probes(&self) -> Arc<Probes> {
+        Arc::default()
     }
 
     fn lifecycle(&self) -> Lifecycle {
@@ -134,6 +147,9 @@ impl Load for Idle {
     fn close_gates(&self) {}
 }
 
+/// Whoever waits for a drain waits a quarter of it for one to begin.
+const GRACE: Duration = Duration::from_secs(4);
+
 fn serve() -> Served {
     let dir = tempfile::tempdir().expect("a directory");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -143,7 +159,7 @@ fn serve() -> Served {
     let [admin, probe, metrics] =
         [bound.admin(), bound.probe(), bound.metrics()].map(|address| address.expect("bound"));
     let fake = Arc::new(Fake {
-        life: Lifecycle::new(),
+        life: Lifecycle::new(GRACE),
         metrics: Arc::default(),
         level: Mutex::default(),
         journal: Arc::default(),
@@ -158,7 +174,8 @@ fn serve() -> Served {
             let config = || lifecycle::Config {
                 drain_delay: Duration::from_millis(200),
                 drain_timeout: None,
-                grace: Duration::from_secs(4),
+                grace: GRACE,
+                after_drain: lifecycle::AfterDrain::Exit,
             };
             life.run_drain(config, &Idle).await;
         });
@@ -257,16 +274,70 @@ fn each_face_answers_what_is_its_own() {
 #[test]
 fn nothing_can_be_changed_over_the_network() {
     let served = serve();
-    for address in [served.admin, served.probe, served.metrics] {
-        for path in ["/set", "/drain", "/log-level"] {
-            let answer = ask(address, &format!("POST {path}"), "Host: localhost\r\n");
-            assert_eq!(answer.status, 404, "{path}");
+    served.fake.life.serving();
+    std::thread::scope(|scope| {
+        for address in [served.admin, served.probe, served.metrics] {
+            for method in METHODS {
+                scope.spawn(move || {
+                    for path in PATHS {
+                        let answer =
+                            ask(address, &format!("{method} {path}"), "Host: localhost\r\n");
+                        let reads = ["GET", "HEAD"].contains(&method);
+                        let refused = [400, 404, 405].contains(&answer.status);
+                        assert!(reads || refused, "{method} {path}: {}", answer.status);
+                    }
+                });
+            }
         }
-    }
+    });
+    assert_eq!(served.fake.life.phase(), lifecycle::Phase::Serving);
+    assert!(served.fake.life.draining().is_none() && served.fake.life.ready());
     let answer = ask(served.admin, "POST /status.json", "Host: localhost\r\n");
     assert_eq!(answer.status, 405);
     assert!(answer.head.contains("allow: get, head"), "{}", answer.head);
-    assert_eq!(served.fake.life.phase(), lifecycle::Phase::Starting);
+}
+
+#[test]
+fn hooks_wait_for_a_drain_and_do_not_start_one() {
+    let served = serve();
+    served.fake.life.serving();
+    let wait = || get(served.probe, "/drain/wait");
+    let start = Instant::now();
+    let nothing = wait();
+    assert_eq!((nothing.status, nothing.body.trim()), (200, "nothing drains"));
+    assert!(start.elapsed() >= Duration::from_millis(900), "{:?}", start.elapsed());
+    assert_eq!(served.fake.life.phase(), lifecycle::Phase::Serving);
+
+    // Many wait, some leave, and others hold connections open meanwhile.
+    let left: Vec<_> = (0..20).map(|_| begin(served.probe, "GET /drain/wait")).collect();
+    std::thread::scope(|scope| {
+        let hooks: Vec<_> = (0..20).map(|_| scope.spawn(wait)).collect();
+        until_waiting(&served);
+        drop(left);
+        let _idle: Vec<_> =
+            (0..100).map(|_| TcpStream::connect(served.probe).expect("connects")).collect();
+        served.fake.life.drain(lifecycle::Cause::Request);
+        for hook in hooks {
+            let answer = hook.join().expect("no panic");
+            assert_eq!((answer.status, answer.body.trim()), (200, "drained"));
+        }
+    });
+    assert!(served.fake.life.report().is_some());
+    assert_eq!(wait().body.trim(), "drained", "who comes later need not wait");
+}
+
+/// A request of which nobody reads the answer.
+fn begin(address: SocketAddr, line: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).expect("connects");
+    write!(stream, "{line} HTTP/1.1\r\nHost: x\r\n\r\n").expect("writes");
+    stream
+}
+
+/// A request that came after all others has been answered: they have come, too.
+fn until_waiting(served: &Served) {
+    for _ in 0..3 {
+        assert_eq!(get(served.probe, "/livez").status, 200);
+    }
 }
 
 #[test]
@@ -321,8 +392,8 @@ fn the_status_has_every_field() {
     };
     assert_eq!(
         keys(&status),
-        "admin connections drain draining dropped_lines engine last_reload max_connections metrics phase \
-         pools ports probe ring_ops traces uptime_seconds version workers"
+        "admin connections drain drain_partial draining drains_taken_back dropped_lines engine last_reload \
+         max_connections metrics own_pod phase pools ports probe remarks ring_ops traces uptime_seconds version workers"
     );
     assert_eq!(
         keys(&status["ports"][0]),

@@ -1,7 +1,7 @@
 //! P10: forwarding allocates nothing. A counting allocator around a relay that has warmed up.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
@@ -14,30 +14,7 @@ use tidegate::io::uring::Uring;
 use tidegate::io::{App, Engine, Flow, listen};
 use tokio_util::sync::CancellationToken;
 
-/// Counts what this thread allocates.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-#[allow(unsafe_code, reason = "an allocator has no safe interface")]
-// SAFETY: every call is passed on to the system allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: as the caller promised.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promised.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
+use counting::allocated;
 
 /// Messages that may still allocate: queues and pools find their size.
 const WARM_UP: usize = 200;
@@ -46,10 +23,6 @@ const MESSAGES: usize = 2_000;
 /// What each of the two ways may still make once, however late its timing lets it: a queue of four
 /// buffers and one of eight, a message for several buffers, a large buffer.
 const ONCE: u64 = 2 * 4;
-
-fn allocated() -> u64 {
-    ALLOCATIONS.with(Cell::get)
-}
 
 /// Ping and pong of `size` bytes through a relay; the peers run on their own thread.
 async fn forwards_without_allocating<E: Engine>(engine: E, size: usize) {

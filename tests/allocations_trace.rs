@@ -2,38 +2,15 @@
 //! made. Nor does the question whether to log it, with the layer of the control plane's spans in place. A
 //! counting allocator around both.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
+
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue};
 use tidegate::conn::trace::{Sampling, Tracer};
 use tidegate::telemetry::{self, export::Queue};
 
-/// Counts what this thread allocates.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-#[allow(unsafe_code, reason = "an allocator has no safe interface")]
-// SAFETY: every call is passed on to the system allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: as the caller promised.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promised.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
+use counting::allocated;
 
 #[test]
 fn who_is_not_recorded_allocates_nothing() {
@@ -54,12 +31,12 @@ fn who_is_not_recorded_allocates_nothing() {
         (tracer(1.0, 1000), head("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"));
     let insists = (tracer(1.0, 1), head("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
     let nonsense = (tracer(0.0, 1000), head("00-no"));
-    let before = ALLOCATIONS.with(Cell::get);
+    let before = allocated();
     for (tracer, head) in [&begins, &follows, &insists, &nonsense] {
         for _ in 0..1000 {
             assert_eq!(tracer.choose(head, 2, Instant::now()), None);
             assert!(!tracing::enabled!(tracing::Level::DEBUG));
         }
     }
-    assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0);
+    assert_eq!(allocated() - before, 0);
 }

@@ -1,11 +1,20 @@
 //! The program as a person or a hook starts it: what it says and how it ends.
 
+mod skip;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
 /// Bad configuration (EX_CONFIG of sysexits.h).
 const CONFIG: Option<i32> = Some(78);
 
 fn tidegate(arguments: &[&str]) -> Output {
+    command(arguments).output().expect("started")
+}
+
+fn command(arguments: &[&str]) -> Command {
     let ours = std::env::vars_os()
         .filter(|(name, _)| name.to_string_lossy().starts_with("TIDEGATE_"))
         .map(|(name, _)| name);
@@ -13,7 +22,8 @@ fn tidegate(arguments: &[&str]) -> Output {
     for name in ours {
         command.env_remove(name);
     }
-    command.args(arguments).output().expect("started")
+    command.args(arguments);
+    command
 }
 
 fn stderr(output: &Output) -> String {
@@ -77,5 +87,30 @@ fn without_a_gateway_a_hook_succeeds_and_says_so() {
         let output = tidegate(other);
         assert_eq!(output.status.code(), Some(1), "{other:?}");
         assert!(stderr(&output).contains("Is it running?"), "{}", stderr(&output));
+    }
+}
+
+/// A hook that may not drain has not drained, and somebody has to learn of it.
+#[test]
+fn who_may_not_open_the_control_socket_is_told_whose_it_is() {
+    if !rustix::process::geteuid().is_root() {
+        return skip::skip("to become another user takes root");
+    }
+    let dir = tempfile::tempdir().expect("a directory that is root's");
+    let socket = dir.path().join("control.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+    let control = format!("--control={}", socket.display());
+    let open = || fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("ours");
+    let places: [&dyn Fn(); 2] = [&|| {}, &open];
+    for place in places {
+        place();
+        fs::set_permissions(&socket, Permissions::from_mode(0o600)).expect("ours");
+        for asked in [&["drain"][..], &["drain", "--wait"], &["set", "limit=8"], &["status"]] {
+            let mut command = command(&[asked, &[control.as_str()]].concat());
+            let output = command.uid(12_345).gid(12_345).output().expect("started");
+            assert_eq!(output.status.code(), Some(1), "{asked:?}: {}", stderr(&output));
+            let said = format!("{} is not for uid 12345, but for uid 0", socket.display());
+            assert!(stderr(&output).contains(&said), "{asked:?}: {}", stderr(&output));
+        }
     }
 }

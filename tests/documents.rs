@@ -1,5 +1,5 @@
 //! The documents say what the code says. `UPDATE_README=1 cargo test --test documents` writes the
-//! README's table of settings anew.
+//! README's tables of settings and of annotations anew.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,24 +7,38 @@ use std::path::{Path, PathBuf};
 
 const BEGIN: &str = "<!-- settings: written by UPDATE_README=1 cargo test --test documents -->\n";
 const END: &str = "<!-- end of settings -->";
+const BEGIN_ANNOTATIONS: &str =
+    "<!-- annotations: written by UPDATE_README=1 cargo test --test documents -->\n";
+const END_ANNOTATIONS: &str = "<!-- end of annotations -->";
 
 #[test]
 fn the_readme_has_the_table_of_settings() {
+    holds_table(BEGIN, END, &tidegate::settings::settings_table());
+}
+
+#[test]
+fn the_readme_has_the_table_of_annotations() {
+    holds_table(BEGIN_ANNOTATIONS, END_ANNOTATIONS, &tidegate::inject::annotations_table());
+}
+
+fn holds_table(begin: &str, end: &str, table: &str) {
+    // Two tests write the same file.
+    static WRITING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _writing = WRITING.lock();
     let readme = read("README.md");
     let (before, rest) =
-        readme.split_once(BEGIN).expect("README.md has the marker of the settings table");
-    let (found, after) = rest.split_once(END).expect("README.md has the marker after the table");
-    let table = tidegate::settings::settings_table();
+        readme.split_once(begin).expect("README.md has the marker before the table");
+    let (found, after) = rest.split_once(end).expect("README.md has the marker after the table");
     if found == table {
         return;
     }
     if std::env::var_os("UPDATE_README").is_some() {
-        return fs::write(path("README.md"), [before, BEGIN, &table, END, after].concat())
+        return fs::write(path("README.md"), [before, begin, table, end, after].concat())
             .expect("README.md can be written");
     }
     let first = table.lines().zip(found.lines()).find(|(ours, theirs)| ours != theirs);
     panic!(
-        "README.md shows other settings than src/settings.rs; UPDATE_README=1 cargo test --test documents\n{first:?}"
+        "README.md shows another table than the code; UPDATE_README=1 cargo test --test documents\n{first:?}"
     );
 }
 

@@ -1,6 +1,6 @@
 """A grpcio server with the four kinds of call. Messages are plain bytes: no protoc is needed.
 
-    BOOKS=file python grpcio_app.py PORT
+    BOOKS=file python grpcio_app.py PORT [ADDRESS]
 
 A call counts as in progress until its handler has ended, whether or not its client is still there: it
 is the application that goes on working for those who have left. Only at its deadline it is grpcio itself
@@ -57,7 +57,15 @@ def bidi(requests, context):
             yield message
 
 
-def main(port):
+def health(request, context):
+    """`grpc.health.v1.Health/Check` by hand: all of it and `well` serve, `sick` does not."""
+    service = request[2:].decode()
+    if service not in ("", "well", "sick"):
+        context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+    return b"\x08\x02" if service == "sick" else b"\x08\x01"
+
+
+def main(port, host="127.0.0.1"):
     server = grpc.server(ThreadPoolExecutor(100), options=[("grpc.so_reuseport", 0)])
     kinds = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
@@ -66,10 +74,13 @@ def main(port):
         "Bidi": grpc.stream_stream_rpc_method_handler(bidi),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Calls", kinds),))
-    assert server.add_insecure_port(f"127.0.0.1:{port}")
+    checks = {"Check": grpc.unary_unary_rpc_method_handler(health)}
+    handlers = grpc.method_handlers_generic_handler("grpc.health.v1.Health", checks)
+    server.add_generic_rpc_handlers((handlers,))
+    assert server.add_insecure_port(f"{host}:{port}")
     server.start()
     threading.Event().wait()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])

@@ -266,10 +266,10 @@ fn an_idle_gateway_leaves_at_once(engine: Engine) {
     assert!(took < slack(Duration::from_millis(250)), "{took:?}");
 }
 
-/// `/drain/wait` never starts a drain; when none begins it answers within a second.
+/// `/drain/wait` never starts a drain; when none begins within a quarter of the grace it answers.
 fn waiting_for_a_drain_starts_none(engine: Engine) {
     let oracle = Oracle::start(Script::Work);
-    let gateway = Setup::new(engine, oracle.address).start();
+    let gateway = Setup::new(engine, oracle.address).set("grace", "4s").start();
     let start = Instant::now();
     let reply = gateway.call("GET", "/drain/wait", "");
     assert!(reply.code < 500, "{}", reply.body);

@@ -9,17 +9,26 @@ use serde_json::Value;
 use crate::http::client::Http1;
 use crate::http::oracle::HttpOracle;
 use crate::http::{gate, queued, refused};
+use crate::support::collector::Sink;
 use crate::support::gateway::{Gateway, Setup, binary};
 use crate::support::ledger::{self, Client, End};
 use crate::support::oracle::{Oracle, Script};
-use crate::support::{Engine, SOON, engines, until};
+use crate::support::{Engine, SOON, engines, run, until};
 
 engines!(
     a_refused_request_is_explained_with_its_numbers,
     each_reason_has_its_own_sentence,
     a_refused_connection_is_explained_by_its_number,
     whoever_chooses_the_id_hides_nothing,
+    what_nobody_serves_is_written_down_too,
+    a_head_that_came_to_nothing_is_written_down_too,
 );
+
+/// The lines of the access log.
+fn access_log(gateway: &Gateway) -> Vec<Value> {
+    let log = gateway.log();
+    log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
 
 fn explain(gateway: &Gateway, arguments: &[&str]) -> Output {
     let mut command = Command::new(binary());
@@ -164,9 +173,8 @@ fn a_refused_connection_is_explained_by_its_number(engine: Engine) {
     assert_eq!(ledger::exchange(gateway.address, Duration::ZERO, SOON), End::Refused);
     let mut number = None;
     until("its line", SOON, || {
-        let log = gateway.log();
-        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let line = lines.into_iter().find(|line| line["reason"] == "limit_reached");
+        let lines = access_log(&gateway);
+        let line = lines.iter().find(|line| line["reason"] == "limit_reached");
         number = line.and_then(|line| line["connection"].as_u64());
         number.is_some()
     });
@@ -204,6 +212,7 @@ fn whoever_chooses_the_id_hides_nothing(engine: Engine) {
     let said = text(&explain(&gateway, &["the/same?id #1"]));
     assert!(said.contains("There are 3 of that name"), "{said}");
     assert_eq!(known_as(&"x".repeat(1000)), Some(1));
+    assert_eq!(known_as(&"x".repeat(100_000)), Some(1), "as much as is kept is the same");
     assert_eq!(known_as(r"\xff\x80\x20\x22}{"), Some(1), "as it is shown");
 
     let output = explain(&gateway, &["no-such-id\u{1b}[31m"]);
@@ -213,4 +222,146 @@ fn whoever_chooses_the_id_hides_nothing(engine: Engine) {
     assert!(!said.contains('\u{1b}'), "{said:?}");
     app.release(1);
     assert_eq!(held.end(), End::Answered);
+}
+
+/// What is answered before it asks for a slot: in the journal, the access log, the metrics and, the first of a
+/// second, in a trace; and it is nobody who was turned away.
+fn what_nobody_serves_is_written_down_too(engine: Engine) {
+    let (app, sink) = (HttpOracle::start(), Sink::start());
+    let gateway = gate(engine, app.address)
+        .set("limit", 1)
+        .set("access-log", "on")
+        .set("trace-sampling", 0)
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", sink.address))
+        .env("OTEL_BSP_SCHEDULE_DELAY", 20)
+        .start();
+    let heads = [
+        ("two-hosts", "GET /a?secret=1 HTTP/1.1\r\nHost: a\r\nHost: b\r\n", 400, "one Host header"),
+        ("no-host", "GET /a HTTP/1.1\r\n", 400, "one Host header"),
+        ("elsewhere", "CONNECT other.example:443 HTTP/1.1\r\nHost: a\r\n", 405, "another host"),
+    ];
+    for (id, head, status, words) in heads {
+        let mut client = Http1::connect(gateway.address);
+        client.send(format!("{head}X-Request-Id: {id}\r\n\r\n").as_bytes());
+        assert_eq!(client.answer().expect("an answer").status, status, "{id}");
+        let known = known(&gateway, id);
+        assert_eq!((&known["reason"], &known["fault"]), (&"not_served".into(), &"client".into()));
+        assert_eq!(known["request"]["status"], status);
+        let said = text(&explain(&gateway, &[id]));
+        assert!(said.contains(words) && !said.contains("secret"), "{said}");
+        let told = format!("told {status}");
+        assert!(said.contains(&told) && !said.contains("raise the limit"), "{said}");
+    }
+    refused(&gateway, "not_served", heads.len() as u64);
+    assert_eq!(gateway.metric("tidegate_requests_total", "not_served"), heads.len() as f64);
+    assert_eq!(gateway.metric("tidegate_admission_decisions_total", ""), 0.0, "nobody asked");
+    let list = text(&explain(&gateway, &[]));
+    assert!(list.contains("nothing has been refused"), "{list}");
+    let spans = sink.wait_for("one", |spans| !spans.is_empty());
+    let span = &spans[0];
+    assert_eq!(span.get("tidegate.reason"), Some("not_served"), "{span:#?}");
+    assert_eq!(span.get("http.response.status_code"), Some("400"), "{span:#?}");
+    assert!(!span.failed, "what a client did to itself is no error of ours: {span:#?}");
+    until("its line", SOON, || {
+        let lines = access_log(&gateway);
+        heads.iter().all(|(id, _, status, _)| {
+            let line = lines.iter().find(|line| line["request_id"] == *id);
+            line.is_some_and(|l| l["reason"] == "not_served" && l["status"] == *status)
+        })
+    });
+    assert_eq!(app.count(), 0);
+    gateway.assert_clean();
+}
+
+/// What never became a request, because its head is wrong, too long or too slow: the same, by the number of its
+/// connection. Also when requests were served on that before.
+fn a_head_that_came_to_nothing_is_written_down_too(engine: Engine) {
+    let (app, sink) = (HttpOracle::start(), Sink::start());
+    let gateway = gate(engine, app.address)
+        .set("limit", 1)
+        .set("access-log", "on")
+        .set("max-header-bytes", 200_000)
+        .set("header-timeout", "300ms")
+        .set("trace-sampling", 0)
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", sink.address))
+        .env("OTEL_BSP_SCHEDULE_DELAY", 20)
+        .start();
+    let wrong = "GET /wrong?secret=1 HTTP/1.1\r\nHost: a\r\nBad Field: x\r\n\r\n".to_owned();
+    let long_path = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(100_000));
+    let long = format!("GET /long HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(300_000));
+    let slow = "GET /slow HTTP/1.1\r\nHost: a\r\n".to_owned();
+    let heads = [
+        (wrong, 400, "/wrong", "cannot be read as HTTP/1.1"),
+        (long_path, 414, "*", "path is longer"),
+        (long, 431, "/long", "max-header-bytes"),
+        (slow, 408, "/slow", "header-timeout"),
+    ];
+    for (count, (head, status, path, words)) in (1..).zip(&heads) {
+        let mut client = Http1::connect(gateway.address);
+        assert_eq!(client.get("/").status, 200);
+        client.send(head.as_bytes());
+        assert_eq!(client.answer().expect("an answer").status, *status);
+        assert!(client.closed(), "{status}");
+        let mut line = Value::Null;
+        until("its line", SOON, || {
+            let mut lines = access_log(&gateway);
+            lines.retain(|line| line["reason"] == "not_served");
+            line = lines.last().cloned().unwrap_or_default();
+            lines.len() == count
+        });
+        assert_eq!((&line["status"], &line["path"]), (&Value::from(*status), &Value::from(*path)));
+        assert_eq!(line["request_id"], "", "{line}");
+        let number = line["connection"].to_string();
+        let known = known(&gateway, &number);
+        assert_eq!((&known["reason"], &known["fault"]), (&"not_served".into(), &"client".into()));
+        assert_eq!(known["request"]["status"], *status);
+        let said = text(&explain(&gateway, &[&number]));
+        assert!(said.contains(words) && said.contains(&format!("told {status}")), "{said}");
+        assert!(!said.contains("secret") && !said.contains("  "), "{said}");
+        let slow = known["lasted_seconds"].as_f64().expect("a number") >= 0.3;
+        assert_eq!(slow, *status == 408, "since its first byte: {known}");
+    }
+    refused(&gateway, "not_served", heads.len() as u64);
+    assert_eq!(gateway.metric("tidegate_requests_total", "not_served"), heads.len() as f64);
+    assert_eq!(gateway.metric("tidegate_requests_total", "outcome=\"served\""), heads.len() as f64);
+    let spans = sink.wait_for("one", |spans| !spans.is_empty());
+    let span = &spans[0];
+    assert_eq!(span.get("tidegate.reason"), Some("not_served"), "{span:#?}");
+    assert_eq!(span.get("http.response.status_code"), Some("400"), "{span:#?}");
+    assert_eq!((span.get("url.path"), span.failed), (Some("/wrong"), false), "{span:#?}");
+    assert_eq!(app.count(), heads.len());
+    until("nobody is left", SOON, || {
+        gateway.status().connections == 0 && gateway.port().active == 0
+    });
+}
+
+/// While nothing has been pushed out, nobody is told that it may have been.
+#[test]
+fn what_is_not_known_is_not_too_old_unless_something_is_gone() {
+    run(Engine::Epoll, |engine| {
+        let app = HttpOracle::start();
+        let gateway = gate(engine, app.address).set("limit", 1).set("queue-length", 0).start();
+        let unknown = || {
+            let output = explain(&gateway, &["no-such-id"]);
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
+            String::from_utf8_lossy(&output.stderr).into_owned()
+        };
+        let (fresh, old) = ("nothing has been refused or broken off here", "it came more than ");
+        let said = unknown();
+        assert!(said.contains(fresh) && !said.contains(old), "{said}");
+        let mut held = Http1::asking(gateway.address, "/held");
+        until("it is full", SOON, || app.in_progress() == 1);
+        let mut client = Http1::connect(gateway.address);
+        assert_eq!(client.get("/").status, 503);
+        let said = unknown();
+        assert!(said.contains("is still here") && !said.contains(old), "{said}");
+        // More than are kept.
+        for _ in 0..8192 {
+            assert_eq!(client.get("/").status, 503);
+        }
+        let said = unknown();
+        assert!(said.contains(old) && !said.contains("all that was refused"), "{said}");
+        app.release(1);
+        assert_eq!(held.end(), End::Answered);
+    });
 }

@@ -10,7 +10,7 @@ use crate::support::browser::Browser;
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::ledger::{Client, End};
 use crate::support::oracle::{Oracle, Script};
-use crate::support::{Engine, SOON, apps, run, skip, slack, until};
+use crate::support::{Engine, SOON, apps, run, run_beside, skip, slack, until};
 
 const NO_CHROMIUM: &str = "chromium is not installed";
 
@@ -164,7 +164,7 @@ fn it_shows_what_the_status_says_while_it_changes() {
 /// sideways, and axe finds nothing that shuts somebody out.
 #[test]
 fn everybody_can_read_it() {
-    run(Engine::Epoll, |_| {
+    run_beside(Engine::Epoll, |_| {
         let Some(mut browser) = Browser::start() else {
             return skip(NO_CHROMIUM);
         };

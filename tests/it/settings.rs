@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::probes::ask;
 use crate::support::gateway::{Setup, binary};
 use crate::support::oracle::{Oracle, Script};
 use crate::support::{Engine, SOON, run, until};
@@ -203,6 +204,8 @@ fn a_file_is_read_again() {
         gateway.signal(Signal::HUP);
         until("it says what is wrong", SOON, || gateway.log()[before..].contains("limmit"));
         assert_eq!(gateway.port().limit, Some(7), "the last good settings stay");
+        let face = gateway.status().probe;
+        assert_eq!(ask(face, "GET /readyz", "").0, 200, "and it is no reason not to be ready");
         gateway.assert_clean();
     });
 }

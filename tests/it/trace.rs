@@ -147,7 +147,7 @@ fn without_a_collector_nothing_is_started(engine: Engine) {
     assert!(!exports(&disabled));
     // What is not understood is said, and stops nobody.
     let wrong = Setup::new(engine, app.address)
-        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4317")
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://collector:4317")
         .start();
     assert!(!exports(&wrong) && wrong.log().contains("OTEL_EXPORTER_OTLP_ENDPOINT"));
     let mut client = Client::connect(wrong.address).expect("it listens");

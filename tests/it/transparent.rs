@@ -5,6 +5,8 @@ use std::net::{Shutdown, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
+
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::ledger;
 use crate::support::oracle::{Oracle, Script};
@@ -24,6 +26,7 @@ engines!(
     a_unix_socket_application,
     the_proxy_header_is_exact,
     a_zero_byte_connection,
+    an_urgent_byte_stays_in_line,
 );
 
 const TEN_MEGABYTES: u64 = 10 << 20;
@@ -294,5 +297,41 @@ fn a_zero_byte_connection(engine: Engine) {
     until("the application has seen its end", SOON, || oracle.count() == 0);
     assert_eq!(oracle.arrivals()[0].end, Some(Ok(())));
     until("it is counted", SOON, || gateway.port().outcome("served") == 1);
+    gateway.assert_clean();
+}
+
+/// T44: FTP's ABOR and telnet's break are sent as urgent. The gateway does not pass on that they are, but the
+/// byte itself, in its place, both ways, and at once: also when nothing follows it.
+fn an_urgent_byte_stays_in_line(engine: Engine) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let app = listener.local_addr().expect("bound");
+    let gateway = Setup::new(engine, app).set("limit", 4).start();
+    let answer = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        stream.set_read_timeout(Some(SOON)).expect("a timeout");
+        let hear = |stream: &mut TcpStream, said: &[u8]| {
+            let mut heard = vec![0; said.len()];
+            stream.read_exact(&mut heard).expect("all of it");
+            assert_eq!(heard, said);
+        };
+        hear(&mut stream, b"ABOR");
+        SockRef::from(&stream).send_out_of_band(b"2").expect("writes");
+        hear(&mut stream, b"\r\nQUIT");
+        stream.write_all(b"26").expect("writes");
+        SockRef::from(&stream).send_out_of_band(b"!").expect("writes");
+        stream.write_all(b"\r\n").expect("writes");
+    });
+    let mut client = open(&gateway);
+    client.write_all(b"ABO").expect("writes");
+    SockRef::from(&client).send_out_of_band(b"R").expect("writes");
+    let mut first = [0];
+    client.read_exact(&mut first).expect("the answer to it");
+    client.write_all(b"\r\nQUI").expect("writes");
+    SockRef::from(&client).send_out_of_band(b"T").expect("writes");
+    let mut said = first.to_vec();
+    client.read_to_end(&mut said).expect("all of it");
+    answer.join().expect("no panic");
+    assert_eq!(said, b"226!\r\n");
+    drop(client);
     gateway.assert_clean();
 }

@@ -1,7 +1,8 @@
 //! What curl and other clients rely on is the same with the gateway and without it: every case is asked of
 //! the application directly, then through the gateway, and the answers are compared.
 
-use std::net::SocketAddr;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,10 +13,11 @@ use super::client::{Answer, Http1};
 use super::oracle::HttpOracle;
 use super::{assert_settled, gate};
 
-engines!(
+engines!(beside:
     curl_sees_the_same,
     curl_uploads_and_downloads_much,
     a_gigabyte_down_and_up_intact,
+    an_upload_goes_on_while_nobody_takes_the_answer,
     chunks_pass_both_ways_as_they_come,
     a_server_sent_event_comes_at_once,
     trailers_pass_both_ways,
@@ -31,6 +33,37 @@ engines!(
     hop_by_hop_headers_stay_here,
     the_application_learns_who_asked,
 );
+
+/// An application that answers while it reads, and a client that reads when it has sent everything.
+fn an_upload_goes_on_while_nobody_takes_the_answer(engine: Engine) {
+    const LENGTH: usize = 32 << 20; // more than all buffers on the way together
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let app = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("the gateway");
+        let mut asked = BufReader::new(stream.try_clone().expect("a descriptor"));
+        let mut line = String::new();
+        while asked.read_line(&mut line).expect("a head") > 2 {
+            line.clear();
+        }
+        // Not before it is asked: that would be nobody's answer.
+        let answering = std::thread::spawn(move || {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
+            stream.write_all(head.as_bytes())?;
+            stream.write_all(&vec![b'a'; LENGTH])
+        });
+        let body = io::copy(&mut asked.take(LENGTH as u64), &mut io::sink());
+        answering.join().expect("no panic").expect("all of the answer is taken");
+        body.expect("all of the request comes")
+    });
+    let gateway = gate(engine, address).set("limit", 1).start();
+    let mut client = Http1::connect(gateway.address);
+    client.begin("POST", "/", &format!("Content-Length: {LENGTH}\r\n"));
+    client.send(vec![b'u'; LENGTH]);
+    let answer = client.answer().expect("an answer");
+    assert_eq!((answer.status, answer.body.len()), (200, LENGTH));
+    assert_eq!(app.join().expect("no panic"), LENGTH as u64);
+}
 
 /// Every case with both versions of HTTP: status, body, and the headers that are the application's.
 fn curl_sees_the_same(engine: Engine) {

@@ -201,11 +201,15 @@ fn kept_alive_connections_are_answered_while_it_announces(engine: Engine) {
 /// An answer given while it closes says so, and the connection is closed after it.
 fn the_last_answer_says_close(engine: Engine) {
     let app = HttpOracle::start();
-    let mut gateway = wide(engine, &app).start();
+    let mut gateway = wide(engine, &app).set("workers", 1).start();
     let mut client = Http1::asking(gateway.address, "/held");
     until("it is in", SOON, || app.in_progress() == 1);
+    let mut idle = Http1::connect(gateway.address);
+    assert_eq!(idle.get("/").status, 200);
     let draining = gateway.drain();
-    until("it closes", SOON, || gateway.status().phase == "closing");
+    // Connections hear of it a moment after it is in the status, in the order in which they came.
+    assert!(idle.closed());
+    assert_eq!(gateway.status().phase, "closing");
     app.release(1);
     let answer = client.answer().expect("an answer");
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "{answer:?}");

@@ -1,7 +1,10 @@
 //! P1, P5, P11: clients that leave after their request was let in. The slot is free when the application
 //! has ended, or after `abandon-timeout`; what was half sent is never made to look whole.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::support::gateway::Gateway;
@@ -24,6 +27,7 @@ engines!(
     an_answer_that_breaks_off_is_not_whole,
     an_early_answer_does_not_free_the_slot_of_the_upload,
     a_connection_is_reused_only_after_a_clean_exchange,
+    a_connection_that_ends_just_when_it_is_used_again,
     a_storm_of_those_who_leave_stays_within_the_limit,
     an_http2_storm_of_resets_stays_within_the_limit,
 );
@@ -283,6 +287,53 @@ fn a_connection_is_reused_only_after_a_clean_exchange(engine: Engine) {
     assert!(app.seen().iter().all(|seen| seen.path.starts_with('/')), "nothing else was read");
     assert_eq!(app.peak(), 1);
     assert_settled(&gateway, app.address.port());
+}
+
+/// The application closes an idle connection in the moment in which a request comes over it. What may be
+/// sent twice is, over another; what may not is answered 502, and so is who breaks a busy connection.
+fn a_connection_that_ends_just_when_it_is_used_again(engine: Engine) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let books = heard.clone();
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let (mut stream, books) = (stream.expect("accepts"), books.clone());
+            std::thread::spawn(move || {
+                for answers in [true, false] {
+                    let mut bytes = [0; 4096];
+                    let Ok(length @ 1..) = stream.read(&mut bytes) else { return };
+                    let head = String::from_utf8_lossy(&bytes[..length]);
+                    let method = head.split(' ').next().unwrap_or_default().to_owned();
+                    books.lock().expect("whole").push((number, method));
+                    if answers {
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+                    }
+                }
+            });
+        }
+    });
+    let heard = || {
+        let heard = std::mem::take(&mut *heard.lock().expect("whole"));
+        heard.iter().map(|(number, method)| format!("{number} {method}")).collect::<Vec<_>>()
+    };
+    let gateway = gate(engine, address).set("limit", 1).set("app-keepalive", "10m").start();
+    let mut client = Http1::connect(gateway.address);
+    let rest = || std::thread::sleep(Duration::from_millis(700)); // what makes a connection suspect
+    assert_eq!(client.get("/").status, 200);
+    rest();
+    assert_eq!(client.get("/").status, 200);
+    assert_eq!(heard(), ["0 GET", "0 GET", "1 GET"]);
+    rest();
+    assert_eq!(client.post("/", b"once").status, 502);
+    assert_eq!(heard(), ["1 POST"]);
+    assert_eq!(client.get("/").status, 200);
+    assert_eq!(client.get("/").status, 502);
+    assert_eq!(heard(), ["2 GET", "2 GET"]);
+    drop(client);
+    assert_settled(&gateway, address.port());
+    let port = gateway.port();
+    assert_eq!((port.admitted, port.outcomes["served"], port.outcomes["app_reset"]), (5, 3, 2));
 }
 
 /// P1: clients that come and leave at any point; the application's own count stays within the limit.

@@ -13,7 +13,7 @@ mod scripts; // what it does
 mod wire1;
 mod wire2;
 
-mod outside; // servers and clients that people run
+pub(crate) mod outside; // servers and clients that people run
 
 mod rig; // the rig itself
 

@@ -69,7 +69,12 @@ pub(crate) struct Books {
 
 impl HttpOracle {
     pub(crate) fn start() -> Self {
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    /// At an address of the test's choice.
+    pub(crate) fn start_at(address: SocketAddr) -> Self {
+        let listener = std::net::TcpListener::bind(address).expect("the address is free");
         listener.set_nonblocking(true).expect("O_NONBLOCK");
         let address = listener.local_addr().expect("bound");
         let books = Arc::new(Books {

@@ -42,6 +42,23 @@ pub(crate) fn client(name: &str) -> Option<Command> {
 /// Why the Python servers and clients cannot run.
 pub(crate) const NO_VENV: &str = "tests/apps/setup has not been run";
 
+impl Counted {
+    /// What the books of a file say so far.
+    pub(crate) fn of(books: &Path) -> Self {
+        let mut counted = Self::default();
+        for line in std::fs::read_to_string(books).unwrap_or_default().lines() {
+            if line.starts_with('+') {
+                counted.begun += 1;
+                counted.in_progress += 1;
+                counted.peak = counted.peak.max(counted.in_progress);
+            } else {
+                counted.in_progress -= 1;
+            }
+        }
+        counted
+    }
+}
+
 impl Outside {
     /// gunicorn with 4 synchronous workers: one request per process, no keep-alive.
     pub(crate) fn gunicorn() -> Option<Self> {
@@ -123,17 +140,7 @@ impl Outside {
     }
 
     pub(crate) fn counted(&self) -> Counted {
-        let mut counted = Counted::default();
-        for line in self.lines() {
-            if line.starts_with('+') {
-                counted.begun += 1;
-                counted.in_progress += 1;
-                counted.peak = counted.peak.max(counted.in_progress);
-            } else {
-                counted.in_progress -= 1;
-            }
-        }
-        counted
+        Counted::of(&self.server.dir.path().join("books"))
     }
 
     /// nginx's own word on its connections, without the one on which it is asked.

@@ -7,7 +7,7 @@ use crate::support::gateway::Gateway;
 use crate::support::ledger::End;
 use crate::support::{Engine, SOON, engines, slack, until};
 
-use super::client::{Http1, assert_refusal};
+use super::client::{Answer, Http1, assert_refusal};
 use super::http2::{self, Http2};
 use super::oracle::HttpOracle;
 use super::{assert_settled, gate, queued, refused};
@@ -24,6 +24,7 @@ engines!(
     a_deadline_that_has_no_room_is_refused_at_arrival,
     a_deadline_that_passes_in_the_queue,
     a_header_may_tell_the_deadline,
+    a_missed_deadline_may_be_504,
     an_idle_connection_holds_no_slot,
     requests_on_one_connection_go_one_after_the_other,
 );
@@ -313,13 +314,57 @@ fn a_header_may_tell_the_deadline(engine: Engine) {
     std::thread::sleep(Duration::from_millis(150).saturating_sub(asked.elapsed())); // the deadline passes
     app.release(2);
     let answer = doomed.answer().expect("an answer");
-    assert!(matches!(answer.status, 503 | 504), "{answer:?}");
+    assert_eq!(answer.status, 503, "{answer:?}");
     let said = answer.header("proxy-status").unwrap_or_default();
     assert!(said.contains("details=\"deadline_unmeetable\""), "{answer:?}");
     assert_eq!((first.end(), roomy.end()), (End::Answered, End::Answered));
     assert_eq!(app.count(), 2);
     refused(&gateway, "deadline_unmeetable", 1);
     drop((first, doomed, roomy));
+    assert_settled(&gateway, app.address.port());
+}
+
+/// `deadline-status 504`, set while it runs: at arrival and at dequeue, for HTTP/1 and HTTP/2. What has no room is told
+/// as before, and gRPC in its own words.
+fn a_missed_deadline_may_be_504(engine: Engine) {
+    let app = HttpOracle::start();
+    let (gateway, mut first) = occupied_with(engine, &app, "deadline-header", "x-deadline-ms");
+    gateway.set("deadline-status", 504);
+    let told = |answer: &Answer| {
+        assert_eq!(answer.status, 504, "{answer:?}");
+        let said = answer.header("proxy-status").unwrap_or_default();
+        assert_eq!(
+            said,
+            "tidegate; error=connection_limit_reached; details=\"deadline_unmeetable\""
+        );
+        assert_eq!(answer.header("retry-after"), None, "its time is over: {answer:?}");
+    };
+    let mut one = Http1::connect(gateway.address);
+    one.ask("/", "X-Deadline-Ms: 0\r\n");
+    told(&one.answer().expect("an answer at arrival"));
+    one.ask("/", "X-Deadline-Ms: 100\r\n");
+    told(&one.answer().expect("an answer at dequeue"));
+    http2::block_on(async {
+        let mut two = Http2::connect(gateway.address).await;
+        for patience in ["0", "100"] {
+            let (response, _) =
+                two.open("GET", "/", &[("x-deadline-ms", patience)], true).await.expect("a stream");
+            told(&http2::answer(response).await.expect("an answer"));
+        }
+        let grpc =
+            [("content-type", "application/grpc"), ("te", "trailers"), ("x-deadline-ms", "0")];
+        let (response, _) = two.open("POST", "/call", &grpc, true).await.expect("a stream");
+        let answer = http2::answer(response).await.expect("an answer");
+        assert_eq!((answer.status, answer.header("grpc-status")), (200, Some("4")), "{answer:?}");
+    });
+    refused(&gateway, "deadline_unmeetable", 5);
+    gateway.set("queue-length", 0);
+    let answer = Http1::connect(gateway.address).get("/");
+    assert_refusal(&answer, 503, "connection_limit_reached", "limit_reached");
+    app.release(1);
+    assert_eq!(first.end(), End::Answered);
+    assert_eq!(app.count(), 1, "{:?}", app.seen());
+    drop((first, one));
     assert_settled(&gateway, app.address.port());
 }
 

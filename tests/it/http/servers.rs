@@ -13,7 +13,7 @@ use super::client::Http1;
 use super::outside::{self, NO_VENV, Outside, succeed};
 use super::{assert_settled, gate};
 
-engines!(
+engines!(beside:
     nginx_with_wrk_and_h2load,
     nginx_never_has_more_connections_than_the_limit,
     gunicorn_with_httpx,

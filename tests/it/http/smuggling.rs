@@ -16,7 +16,7 @@ use super::oracle::HttpOracle;
 use super::outside::{NO_VENV, Outside};
 use super::{assert_settled, gate};
 
-engines!(
+engines!(beside:
     nginx_sees_what_we_see,
     gunicorn_sees_what_we_see,
     node_sees_what_we_see,

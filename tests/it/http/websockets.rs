@@ -10,7 +10,7 @@ use std::fmt::Debug;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde::Deserialize;
 
@@ -21,7 +21,7 @@ use crate::support::{Engine, engines, scale, skip};
 use super::outside::{self, NO_VENV, succeed};
 use super::{assert_settled, gate};
 
-engines!(tornados_own_tests, autobahns_cases_for_a_server, autobahns_cases_for_a_client);
+engines!(beside: tornados_own_tests, autobahns_cases_for_a_server, autobahns_cases_for_a_client);
 
 /// What was said, by the name of the test or case.
 type Said<T> = BTreeMap<String, T>;
@@ -70,11 +70,16 @@ fn tornado_says(pairs: &[String]) -> Said<String> {
     lines.map(|(outcome, name)| (name.to_owned(), outcome.to_owned())).collect()
 }
 
-/// Below those that the kernel gives to clients, so that none of them is taken meanwhile.
+/// Below those that the kernel gives to clients, so that none of them is taken meanwhile; and each time others,
+/// because they are not bound before they are used.
 fn free_ports(count: usize) -> Vec<u16> {
-    let first = 20_000 + (std::process::id() % 100) as u16 * 100;
+    static NEXT: Mutex<u16> = Mutex::new(20_000);
+    let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
+    let first = (*next).max(20_000 + (std::process::id() % 100) as u16 * 100);
     let free = (first..32_000).filter(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok());
-    free.take(count).collect()
+    let free: Vec<_> = free.take(count).collect();
+    *next = free.last().expect("some are free") + 1;
+    free
 }
 
 /// A sample of Autobahn's cases: everything but long messages.

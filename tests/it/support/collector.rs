@@ -62,7 +62,12 @@ pub(crate) struct Sink {
 
 impl Sink {
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        Self::start_at(([127, 0, 0, 1], 0).into())
+    }
+
+    /// At an address of the test's choice.
+    pub(crate) fn start_at(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).expect("a port");
         let address = listener.local_addr().expect("bound");
         let (spans, stop) = (Arc::<Mutex<Vec<Span>>>::default(), Arc::<AtomicBool>::default());
         let (kept, stopped) = (spans.clone(), stop.clone());

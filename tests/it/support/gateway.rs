@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde::Deserialize;
 
 use super::control::{self, Reply};
+use super::seccomp::Denied;
 use super::{Engine, SOON, process, slack};
 
 /// What is set before the start.
@@ -18,7 +19,8 @@ pub(crate) struct Setup {
     engine: &'static str,
     flags: Vec<String>,
     launcher: Vec<String>,
-    denied: Option<(i64, i32)>,
+    denied: Option<Denied>,
+    user: Option<u32>,
     environment: Vec<(String, String)>,
 }
 
@@ -28,9 +30,18 @@ pub(crate) struct Gateway {
     pub(crate) address: SocketAddr,
     pub(crate) listens: Vec<SocketAddr>,
     pub(crate) pid: u32,
-    child: Child,
-    dir: tempfile::TempDir,
+    /// Where its control socket and its log are.
+    control: PathBuf,
+    log: PathBuf,
+    /// `None` when somebody else started it, and ends it.
+    own: Option<Own>,
     baseline: Footprint,
+}
+
+/// The process, and the directory that its files are in.
+struct Own {
+    child: Child,
+    _dir: tempfile::TempDir,
 }
 
 /// What must be back where it was when the load has gone (P11).
@@ -54,6 +65,7 @@ impl Setup {
             flags: Vec::new(),
             launcher: Vec::new(),
             denied: None,
+            user: None,
             environment: Vec::new(),
         };
         let local = ["admin", "probe", "metrics"];
@@ -113,7 +125,20 @@ impl Setup {
 
     /// Makes the system call `number` fail with `errno`.
     pub(crate) fn denying(mut self, number: i64, errno: i32) -> Self {
-        self.denied = Some((number, errno));
+        self.denied = Some(Denied { number, first: None, errno });
+        self
+    }
+
+    /// Lets it make no socket of IPv6, as on a kernel that has none.
+    pub(crate) fn without_ipv6(mut self) -> Self {
+        let (number, family) = (libc::SYS_socket, libc::AF_INET6 as u32);
+        self.denied = Some(Denied { number, first: Some(family), errno: libc::EAFNOSUPPORT });
+        self
+    }
+
+    /// Says as which user the launcher starts it: it may write to its directory.
+    pub(crate) fn owned_by(mut self, uid: u32) -> Self {
+        self.user = Some(uid);
         self
     }
 
@@ -142,7 +167,7 @@ impl Setup {
         let mut gateway = self.launch();
         let start = Instant::now();
         let status = loop {
-            if let Some(status) = gateway.child.try_wait().expect("it is our child") {
+            if let Some(status) = gateway.exit_status() {
                 return Err((status, gateway.log()));
             }
             match gateway.try_status() {
@@ -155,18 +180,15 @@ impl Setup {
         if engine != "auto" {
             assert_eq!(status.engine.name, engine, "it said: {}", status.engine.reason);
         }
-        let listens = status.ports.iter().map(|port| {
-            let listen = port.listen.parse::<SocketAddr>();
-            listen.expect("the status names the real address")
-        });
-        gateway.listens = listens.collect();
-        gateway.address = gateway.listens[0];
-        gateway.baseline = gateway.settled_footprint();
+        gateway.take_bearings(&status);
         Ok(gateway)
     }
 
     fn launch(self) -> Gateway {
         let dir = tempfile::tempdir().expect("a temporary directory");
+        if let Some(uid) = self.user {
+            std::os::unix::fs::chown(dir.path(), Some(uid), None).expect("as root");
+        }
         let binary = binary();
         let mut words = self.launcher;
         words.push(binary.to_str().expect("UTF-8").to_owned());
@@ -181,18 +203,14 @@ impl Setup {
         command.envs(self.environment);
         let log = File::create(dir.path().join("log")).expect("a log file");
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);
-        if let Some((number, errno)) = self.denied {
-            super::seccomp::deny(&mut command, number, errno);
+        if let Some(denied) = self.denied {
+            super::seccomp::deny(&mut command, denied);
         }
         let child = command.spawn().expect("the gateway's binary runs");
-        Gateway {
-            address: ([0, 0, 0, 0], 0).into(),
-            listens: Vec::new(),
-            pid: child.id(),
-            child,
-            dir,
-            baseline: Footprint { fds: 0, threads: 0, ring_ops: 0 },
-        }
+        let (control, log) = (dir.path().join("control.sock"), dir.path().join("log"));
+        let mut gateway = Gateway::at(child.id(), control, log);
+        gateway.own = Some(Own { child, _dir: dir });
+        gateway
     }
 }
 
@@ -203,13 +221,51 @@ pub(crate) fn binary() -> PathBuf {
 }
 
 impl Gateway {
+    /// One that somebody else has started, and that serves.
+    #[track_caller]
+    pub(crate) fn adopt(pid: u32, control: PathBuf, log: PathBuf) -> Self {
+        let mut gateway = Self::at(pid, control, log);
+        let status = gateway.status();
+        gateway.take_bearings(&status);
+        gateway
+    }
+
+    fn at(pid: u32, control: PathBuf, log: PathBuf) -> Self {
+        Self {
+            address: ([0, 0, 0, 0], 0).into(),
+            listens: Vec::new(),
+            pid,
+            control,
+            log,
+            own: None,
+            baseline: Footprint { fds: 0, threads: 0, ring_ops: 0 },
+        }
+    }
+
+    /// Where it listens, and what it has open before anybody came.
+    #[track_caller]
+    fn take_bearings(&mut self, status: &Status) {
+        let listens = status.ports.iter().map(|port| {
+            let listen = port.listen.parse::<SocketAddr>();
+            listen.expect("the status names the real address")
+        });
+        self.listens = listens.collect();
+        self.address = self.listens[0];
+        self.baseline = self.settled_footprint();
+    }
+
+    fn exit_status(&mut self) -> Option<ExitStatus> {
+        let own = self.own.as_mut().expect("who started it waits for it");
+        own.child.try_wait().expect("it is our child")
+    }
+
     pub(crate) fn control(&self) -> PathBuf {
-        self.dir.path().join("control.sock")
+        self.control.clone()
     }
 
     /// Everything it has written to stdout and stderr.
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// One request to the control socket that must be answered.
@@ -299,7 +355,7 @@ impl Gateway {
     pub(crate) fn wait_exit(&mut self, bound: Duration) -> ExitStatus {
         let start = Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait().expect("it is our child") {
+            if let Some(status) = self.exit_status() {
                 return status;
             }
             assert!(start.elapsed() < bound, "it did not exit within {bound:?}");
@@ -340,7 +396,7 @@ impl Gateway {
 
     /// What is not as it was, if anything.
     fn left_over(&self) -> Option<String> {
-        let status = self.try_status()?;
+        let Some(status) = self.try_status() else { return Some("it gives no status".to_owned()) };
         let (now, was) = (self.footprint(&status), self.baseline);
         let ports_idle = status.ports.iter().all(|port| port.active == 0 && port.queued == 0);
         let idle = ports_idle && status.connections == 0 && status.pools.in_use == 0;
@@ -388,8 +444,10 @@ impl Drop for Gateway {
             let tail: Vec<&str> = tail.into_iter().rev().collect();
             eprintln!("--- the gateway's last words:\n{}\n---", tail.join("\n"));
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(own) = &mut self.own {
+            let _ = own.child.kill();
+            let _ = own.child.wait();
+        }
     }
 }
 
@@ -398,6 +456,7 @@ impl Drop for Gateway {
 pub(crate) struct Status {
     pub(crate) engine: Chosen,
     pub(crate) phase: String,
+    pub(crate) probe: SocketAddr,
     pub(crate) ports: Vec<Port>,
     pub(crate) connections: u64,
     pub(crate) pools: Pools,

@@ -5,12 +5,15 @@
 //! [`gateway`](gateway::Gateway) (the real binary, as a child), and clients that keep a
 //! [`ledger`](ledger::Ledger). Nothing sleeps to synchronise: [`until`] polls a condition with a bound.
 
+pub(crate) mod apiserver;
 pub(crate) mod app_process;
 pub(crate) mod apps;
 pub(crate) mod browser;
+pub(crate) mod cluster;
 pub(crate) mod collector;
 pub(crate) mod control;
 pub(crate) mod gateway;
+pub(crate) mod kubelet;
 pub(crate) mod ledger;
 pub(crate) mod namespace;
 pub(crate) mod oracle;
@@ -18,10 +21,11 @@ pub(crate) mod pattern;
 pub(crate) mod process;
 pub(crate) mod prometheus;
 pub(crate) mod seccomp;
+pub(crate) mod secured;
 pub(crate) mod server;
 pub(crate) mod sockets;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// The two ways to move bytes; every promise holds on both (P7).
@@ -41,27 +45,45 @@ impl Engine {
     }
 }
 
-/// Makes each named scenario a test on epoll and a test on io_uring.
+/// Makes each named scenario a test on epoll and a test on io_uring. `beside:` for those that [`run_beside`]
+/// others.
 macro_rules! engines {
+    (beside: $($scenario:ident),+ $(,)?) => {
+        $crate::support::engines!(@ run_beside, $($scenario),+);
+    };
     ($($scenario:ident),+ $(,)?) => {
+        $crate::support::engines!(@ run, $($scenario),+);
+    };
+    (@ $run:ident, $($scenario:ident),+) => {
         mod epoll {
             $(#[test] fn $scenario() {
-                $crate::support::run($crate::support::Engine::Epoll, super::$scenario);
+                $crate::support::$run($crate::support::Engine::Epoll, super::$scenario);
             })+
         }
         mod uring {
             $(#[test] fn $scenario() {
-                $crate::support::run($crate::support::Engine::Uring, super::$scenario);
+                $crate::support::$run($crate::support::Engine::Uring, super::$scenario);
             })+
         }
     };
 }
 pub(crate) use engines;
 
-/// One scenario at a time: each asserts timings, and the machine has few cores.
+static TURN: RwLock<()> = RwLock::new(());
+
+/// Alone: what it asserts depends on how quick the machine is, and that has few cores.
 pub(crate) fn run(engine: Engine, scenario: fn(Engine)) {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = TURN.write().unwrap_or_else(PoisonError::into_inner);
+    play(engine, scenario);
+}
+
+/// Beside others like it: it asserts what comes, not how soon, and waits for much of its time.
+pub(crate) fn run_beside(engine: Engine, scenario: fn(Engine)) {
+    let _turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
+    play(engine, scenario);
+}
+
+fn play(engine: Engine, scenario: fn(Engine)) {
     if engine == Engine::Uring && !uring_allowed() {
         return skip("io_uring is disabled on this machine");
     }
@@ -73,11 +95,7 @@ fn uring_allowed() -> bool {
         .is_ok_and(|text| text.trim() == "0")
 }
 
-/// Says why a test could not run here. On CI nothing may be skipped.
-pub(crate) fn skip(reason: &str) {
-    assert!(std::env::var("CI").is_err(), "SKIPPED, and CI forbids it: {reason}");
-    eprintln!("SKIPPED: {reason}");
-}
+pub(crate) use crate::skip::skip;
 
 /// The size of a scenario: small by default, as the promise says it with `SOAK=1`.
 pub(crate) fn scale(short: usize, as_written: usize) -> usize {

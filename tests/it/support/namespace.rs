@@ -53,7 +53,7 @@ pub(crate) struct Pod {
 }
 
 /// A network of its own, held by a process that sleeps.
-struct Space(Child);
+pub(crate) struct Space(Child);
 
 /// The pod's addresses, as the client dials them.
 pub(crate) const POD: [IpAddr; 2] = [
@@ -85,12 +85,12 @@ impl Pod {
 
     /// Runs `body` in the pod.
     pub(crate) fn inside<R: Send>(&self, body: impl FnOnce() -> R + Send) -> R {
-        enter(self.pod.0.id(), body)
+        self.pod.enter(body)
     }
 
     /// Runs `body` where the client is.
     pub(crate) fn outside<R: Send>(&self, body: impl FnOnce() -> R + Send) -> R {
-        enter(self.client.0.id(), body)
+        self.client.enter(body)
     }
 
     /// The words that start a program in the pod.
@@ -111,7 +111,7 @@ impl Pod {
 
     /// `tidegate capture ACTION FLAGS` in the pod, which is named to it.
     pub(crate) fn capture(&self, action: &str, flags: &[&str]) -> (bool, String) {
-        let namespace = format!("--namespace=/proc/{}/ns/net", self.pod.0.id());
+        let namespace = format!("--namespace={}", self.pod.path());
         let binary = binary();
         let start = [binary.to_str().expect("UTF-8"), "capture", action, &namespace];
         self.run(&[&start, flags].concat())
@@ -119,7 +119,7 @@ impl Pod {
 }
 
 impl Space {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let script = "ip link set lo up && echo up && exec sleep infinity";
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", script]).stdout(Stdio::piped());
@@ -130,11 +130,21 @@ impl Space {
         Self(child)
     }
 
-    fn launcher(&self) -> Vec<String> {
-        vec!["nsenter".into(), format!("--net=/proc/{}/ns/net", self.0.id())]
+    /// Where the kernel shows it.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/ns/net", self.0.id())
     }
 
-    fn run(&self, words: &[&str]) -> (bool, String) {
+    /// Runs `body` in it.
+    pub(crate) fn enter<R: Send>(&self, body: impl FnOnce() -> R + Send) -> R {
+        enter(self.0.id(), body)
+    }
+
+    pub(crate) fn launcher(&self) -> Vec<String> {
+        vec!["nsenter".into(), format!("--net={}", self.path())]
+    }
+
+    pub(crate) fn run(&self, words: &[&str]) -> (bool, String) {
         let launcher = self.launcher();
         let mut command = Command::new(&launcher[0]);
         let output = command.args(&launcher[1..]).args(words).output().expect("nsenter runs");
@@ -143,7 +153,7 @@ impl Space {
     }
 
     #[track_caller]
-    fn succeed(&self, words: &[&str]) -> String {
+    pub(crate) fn succeed(&self, words: &[&str]) -> String {
         let (succeeded, said) = self.run(words);
         assert!(succeeded, "{words:?}: {said}");
         said

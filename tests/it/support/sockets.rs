@@ -116,9 +116,9 @@ impl Watch {
         let thread = std::thread::spawn({
             let (peak, stop) = (Arc::clone(&peak), Arc::clone(&stop));
             move || {
-                let mut before = open_at(port);
+                let mut before = open_at_either(port);
                 while !stop.load(Ordering::Relaxed) {
-                    let now = open_at(port);
+                    let now = open_at_either(port);
                     let together = before.intersection(&now).count();
                     peak.fetch_max(together, Ordering::Relaxed);
                     before = now;

@@ -1,0 +1,558 @@
+//! Settings in a pod: annotations by file and by the API server, the namespace's ConfigMap, `tidegate set`.
+//! What is in force is what was last valid, whoever is mistaken or away, and traffic notices nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::probes::ask;
+use crate::support::apiserver::{ApiServer, Fault};
+use crate::support::cluster::Cluster;
+use crate::support::gateway::{Gateway, Setup};
+use crate::support::kubelet::{self, Volume};
+use crate::support::ledger::{Client, End, Ledger, closed_loop, exchange};
+use crate::support::oracle::{Oracle, Script};
+use crate::support::{
+    Engine, Over, Rng, SOON, engines, namespace, process, run, scale, skip, slack, until,
+};
+
+engines!(beside:
+    the_files_of_the_kubelet_are_followed,
+    edits_at_random_under_load,
+    an_api_server_that_fails_touches_nothing,
+    a_deletion_that_is_seen_begins_a_drain,
+    whatever_ends_it_joins_the_drain_under_way,
+);
+
+/// "Applied within 1 s of being seen."
+const APPLIED: Duration = Duration::from_secs(1);
+
+/// "Recovered within 30 s."
+const RECOVERED: Duration = Duration::from_secs(32);
+
+/// A gateway in a pod, which is told what the template said.
+fn in_a_pod(engine: Engine, app: impl ToString, template: &str) -> Setup {
+    Setup::new(engine, app).set("template-annotations", template)
+}
+
+/// The same, watched by this API server.
+fn watched(engine: Engine, app: impl ToString, api: &ApiServer) -> Setup {
+    in_a_pod(engine, app, "{}")
+        .env("TIDEGATE_WATCH_OWN_POD", "true")
+        .env("POD_NAME", api.pod())
+        .env("KUBECONFIG", api.file("kubeconfig").display())
+}
+
+fn annotated(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let owned =
+        |(name, value): &(&str, &str)| (format!("tidegate.dev/{name}"), (*value).to_owned());
+    pairs.iter().map(owned).collect()
+}
+
+fn status(gateway: &Gateway) -> Value {
+    serde_json::from_str(&gateway.call("GET", "/status.json", "").body).expect("JSON")
+}
+
+/// Source and reason of everything that does not hold as it was written.
+fn remarks(gateway: &Gateway) -> Vec<String> {
+    let status = status(gateway);
+    let all = status["remarks"].as_array().expect("a list").iter();
+    let word = |remark: &Value, of: &str| remark[of].as_str().expect("a text").to_owned();
+    all.map(|remark| format!("{} {}", word(remark, "source"), word(remark, "reason"))).collect()
+}
+
+fn is_watched(gateway: &Gateway) -> bool {
+    status(gateway)["own_pod"]["watching"] == true
+}
+
+#[track_caller]
+fn until_limit(gateway: &Gateway, limit: Option<u64>, bound: Duration) {
+    until(&format!("the limit is {limit:?}"), bound, || gateway.port().limit == limit);
+}
+
+/// Every exchange is answered.
+#[track_caller]
+fn served(gateway: &Gateway, exchanges: usize) {
+    let one = |_, _| exchange(gateway.address, Duration::ZERO, SOON);
+    let ledger = closed_loop(2, exchanges, one);
+    assert_eq!(ledger.of(End::Answered), exchanges as u64, "{ledger:?}");
+}
+
+/// The downward API's file and the ConfigMap, swapped, renamed, written in place, broken; and back.
+fn the_files_of_the_kubelet_are_followed(engine: Engine) {
+    let oracle = Oracle::start(Script::Work);
+    let (downward, config) = (Volume::new(), Volume::new());
+    let annotations = |pairs: &[(&str, &str)]| kubelet::annotations(&annotated(pairs));
+    let put = |text: &str| downward.put(&[("annotations", text), ("labels", "app=\"shop\"")]);
+    put(&annotations(&[("limit", "3"), ("inject", "enabled")]));
+    let gateway = in_a_pod(engine, oracle.address, r#"{"limit":"3"}"#)
+        .set("annotations", downward.file("annotations").display())
+        .set("namespace-config", config.path().display())
+        .set("workload", "shop")
+        .set("ceilings", r#"{"limit":"500"}"#)
+        .start();
+    assert_eq!(gateway.port().limit, Some(3));
+    for limit in [7, 8, 9] {
+        put(&annotations(&[("limit", &limit.to_string()), ("note", "a=\"b\"\n\u{1f30a}")]));
+        until_limit(&gateway, Some(limit), slack(APPLIED));
+    }
+    let setting = gateway.call("GET", "/settings.json", "").body;
+    assert!(setting.contains("\"origin\":\"annotation\""), "{setting}");
+
+    put(&annotations(&[("limit", "many"), ("queue-length", "77"), ("limmit", "1")]));
+    until("the rest is taken", slack(APPLIED), || gateway.port().queue_length == 77);
+    assert_eq!(gateway.port().limit, Some(9), "the last good one stays");
+    assert_eq!(remarks(&gateway), ["annotations invalid", "annotations unknown"]);
+    let face = gateway.status().probe;
+    assert_eq!(ask(face, "GET /readyz", "").0, 200, "a mistake is no reason not to be ready");
+    assert_eq!(gateway.metric("tidegate_config_last_reload_successful", ""), 0.0);
+    let log = gateway.log();
+    assert!(log.contains("many") && log.contains("an integer from 1 to 1000000"), "{log}");
+    let garbage: [&[u8]; 4] =
+        [&[0xff, 0, 0xfe], b"tidegate.dev/limit=\"1", b"limit=\"\\q\"", b"\0"];
+    for bad in garbage.into_iter().chain([&*vec![b'\n'; 2 << 20]]) {
+        let (path, new) = (downward.file("annotations"), downward.file("new"));
+        fs::write(&new, bad).expect("written");
+        fs::rename(&new, &path).expect("renamed");
+        let unreadable = || remarks(&gateway) == ["annotations unreadable"];
+        until("it is seen and not used", slack(APPLIED), unreadable);
+        assert_eq!(gateway.port().limit, Some(9));
+        fs::write(&new, annotations(&[("limit", "9")])).expect("written");
+        fs::rename(new, path).expect("renamed");
+        until("all is well", slack(APPLIED), || remarks(&gateway).is_empty());
+    }
+    assert_eq!(gateway.metric("tidegate_config_last_reload_successful", ""), 1.0);
+
+    config.put(&[("_all", "limit: 5\n"), ("other", "limit: 99\n")]);
+    fs::write(downward.file("annotations"), annotations(&[])).expect("written in place");
+    until_limit(&gateway, Some(5), slack(APPLIED));
+    config.put(&[("_all", "mode: off\n"), ("shop", "limit: 600\n")]);
+    until("the kill switch", slack(APPLIED), || gateway.port().mode == "off");
+    until_limit(&gateway, Some(500), slack(APPLIED)); // the ceiling
+    assert_eq!(remarks(&gateway), ["workload clamped"]);
+    config.put(&[]);
+    until_limit(&gateway, Some(3), slack(APPLIED)); // what the template said
+    assert_eq!(gateway.port().mode, "enforce");
+    served(&gateway, 20);
+    gateway.assert_clean();
+}
+
+/// A thousand edits of every kind, of every source, while clients come and go: after each of them what is in
+/// force is what was last valid, and nobody has lost a byte.
+fn edits_at_random_under_load(engine: Engine) {
+    let mut rng = Rng::new(Rng::announced());
+    let oracle = Oracle::start(Script::Work);
+    let api = ApiServer::start();
+    let (downward, config) = (Volume::new(), Volume::new());
+    downward.put(&[("annotations", "")]);
+    let gateway = watched(engine, oracle.address, &api)
+        .set("annotations", downward.file("annotations").display())
+        .set("namespace-config", config.path().display())
+        .set("workload", "shop")
+        .set("ceilings", r#"{"limit":"30","queue-length":"80"}"#)
+        .set("limit", 8)
+        .start();
+    until("it is watched", SOON, || is_watched(&gateway));
+    let over = AtomicBool::new(false);
+    let ledger: Ledger = std::thread::scope(|scope| {
+        let _over = Over(&over);
+        let client = || {
+            let mut ledger = Ledger::default();
+            while !over.load(Ordering::Relaxed) {
+                ledger.enter(exchange(gateway.address, Duration::from_millis(2), SOON));
+            }
+            ledger
+        };
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(client)).collect();
+        let mut books = Books::new(gateway.address.port());
+        for step in 0..scale(80, 1000) {
+            edit(&mut rng, step, &mut books, &gateway, &api, &downward, &config);
+        }
+        over.store(true, Ordering::Relaxed);
+        clients.into_iter().map(|client| client.join().expect("no panic")).sum()
+    });
+    let polite = ledger.of(End::Answered) + ledger.of(End::Refused);
+    assert!(ledger.of(End::Answered) > 0 && polite == ledger.total(), "{ledger:?}");
+    assert_eq!(api.breaches(), Vec::<String>::new());
+}
+
+/// What was said, and what of it is valid, source by source: `_all`, workload, annotations, live.
+struct Books {
+    port: u16,
+    said: [BTreeMap<String, String>; 4],
+    good: [BTreeMap<String, String>; 4],
+}
+
+const LIVE: usize = 3;
+
+impl Books {
+    fn new(port: u16) -> Self {
+        Self { port, said: Default::default(), good: Default::default() }
+    }
+
+    fn is_good(&self, name: &str, text: &str) -> bool {
+        let port = format!(".{}", self.port);
+        let number = text.parse::<u64>();
+        match name.strip_suffix(&port).unwrap_or(name) {
+            "limit" => number.is_ok_and(|n| (1..=1_000_000).contains(&n)),
+            "queue-length" => number.is_ok_and(|n| n <= 1_000_000),
+            _ => false,
+        }
+    }
+
+    /// The source says this now, from end to end.
+    fn hear(&mut self, source: usize) {
+        let before = std::mem::take(&mut self.good[source]);
+        for (name, text) in &self.said[source] {
+            if self.is_good(name, text) {
+                self.good[source].insert(name.clone(), text.clone());
+            } else if let Some(last) = before.get(name) {
+                self.good[source].insert(name.clone(), last.clone());
+            }
+        }
+    }
+
+    fn in_force(&self) -> (u64, u64) {
+        let says = |key: &str| {
+            let of_port = format!("{key}.{}", self.port);
+            let sources = self.good.iter().rev();
+            let mut found = sources.filter_map(|good| good.get(&of_port).or_else(|| good.get(key)));
+            found.next().map(|text| text.parse::<u64>().expect("it is good"))
+        };
+        let limit = says("limit").map_or(8, |limit| limit.min(30));
+        (limit, says("queue-length").unwrap_or(limit.max(16)).min(80))
+    }
+}
+
+fn edit(
+    rng: &mut Rng,
+    step: usize,
+    books: &mut Books,
+    gateway: &Gateway,
+    api: &ApiServer,
+    downward: &Volume,
+    config: &Volume,
+) {
+    let source = rng.below(4) as usize;
+    let names = ["limit", "queue-length", "limit", "queue-length", "limmit", "limit.x"];
+    let mut name = names[rng.below(6) as usize].to_owned();
+    if rng.below(3) == 0 && !name.contains('.') {
+        name = format!("{name}.{}", books.port);
+    }
+    let text = match rng.below(10) {
+        0 => "many".to_owned(),
+        1 => "-1".to_owned(),
+        2 => String::new(),
+        _ => (1 + rng.below(100)).to_string(),
+    };
+    let remove = rng.below(5) == 0;
+    if source == LIVE {
+        let text = if remove { "default".to_owned() } else { text };
+        let body = serde_json::json!({ &name: text }).to_string();
+        let code = gateway.call("POST", "/set", &body).code;
+        let known = !name.starts_with("limmit") && !name.ends_with(".x");
+        let good = books.is_good(&name, &text) || (remove && known);
+        assert_eq!(code < 300, good, "step {step}: set {name}={text}: {code}");
+        if good {
+            // What is said without a port is about all of them.
+            let key = name.split('.').next().expect("a name").to_owned();
+            let single = name.contains('.');
+            books.good[LIVE].retain(|old, _| {
+                let same = old.split('.').next() == Some(&key);
+                !same || single && *old != name
+            });
+            if !remove {
+                books.good[LIVE].insert(name, text);
+            }
+        }
+    } else {
+        let said = &mut books.said[source];
+        let changed = match remove {
+            true => said.remove(&name).is_some(),
+            false => said.insert(name, text.clone()) != Some(text),
+        };
+        if !changed {
+            return;
+        }
+        books.hear(source);
+        let label = if source == 2 { "source=\"annotations\"" } else { "source=\"namespace\"" };
+        let count = || gateway.metric("tidegate_config_changes_total", label);
+        let before = count();
+        if source == 2 {
+            let pairs: Vec<_> =
+                books.said[2].iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            let all = annotated(&pairs);
+            api.annotate(&all);
+            downward.put(&[("annotations", &kubelet::annotations(&all))]);
+        } else {
+            let yaml = |said: &BTreeMap<String, String>| {
+                let lines = said.iter().map(|(k, v)| format!("{k}: \"{v}\"\n"));
+                lines.collect::<String>()
+            };
+            let (all, own) = (yaml(&books.said[0]), yaml(&books.said[1]));
+            config.put(&[("_all", &all), ("shop", &own)]);
+        }
+        until(&format!("step {step} is heard"), slack(APPLIED), || count() > before);
+    }
+    let port = gateway.port();
+    let now = (port.limit.expect("a limit"), port.queue_length);
+    assert_eq!(
+        now,
+        books.in_force(),
+        "step {step}, {:?}, remarks {:?}",
+        books.said,
+        remarks(gateway)
+    );
+}
+
+/// T33: whatever the API server does, traffic is served, next to no CPU is spent, and a change that was made
+/// meanwhile holds within 30 s of its being back.
+fn an_api_server_that_fails_touches_nothing(engine: Engine) {
+    let faults = [
+        Fault::Absent,
+        Fault::Unauthorized,
+        Fault::Forbidden,
+        Fault::Gone,
+        Fault::Busy,
+        Fault::Closing,
+        Fault::Endless,
+        Fault::Hung,
+    ];
+    // The watch does not know which engine there is; in short, the other one sees the extremes.
+    let all = engine == Engine::Epoll || scale(0, 1) == 1;
+    let faults: Vec<_> = faults
+        .into_iter()
+        .filter(|fault| all || matches!(fault, Fault::Absent | Fault::Endless))
+        .collect();
+    let window = Duration::from_secs(scale(3, 60) as u64);
+    // Short windows begin with the first attempts, which are close together, and the build is not optimised.
+    let most = if scale(0, 1) == 1 { 0.01 } else { 0.3 };
+    let oracle = Oracle::start(Script::Work);
+    for fault in faults {
+        let api = ApiServer::start();
+        if fault == Fault::Absent {
+            api.fail(fault); // from the beginning
+        }
+        let gateway = watched(engine, oracle.address, &api).set("limit", 1000).start();
+        if fault != Fault::Absent {
+            until("it is watched", SOON, || is_watched(&gateway));
+            api.fail(fault);
+            until("it is noticed", RECOVERED, || !is_watched(&gateway));
+        }
+        let ticks = process::cpu_ticks(gateway.pid);
+        std::thread::sleep(window); // a measurement
+        let spent = (process::cpu_ticks(gateway.pid) - ticks) as f64 / 100.0 / window.as_secs_f64();
+        served(&gateway, 50);
+        api.annotate(&annotated(&[("limit", "7")]));
+        let back = Instant::now();
+        api.fail(Fault::Nothing);
+        until_limit(&gateway, Some(7), RECOVERED);
+        until("it is watched", RECOVERED, || is_watched(&gateway));
+        eprintln!("{fault:?}: {:.2} % of a CPU, back after {:?}", spent * 100.0, back.elapsed());
+        assert!(spent < most, "{fault:?}: {spent} of a CPU");
+        let reasons = match fault {
+            Fault::Unauthorized => &["unauthorized"][..],
+            Fault::Forbidden => &["forbidden"],
+            Fault::Gone => &["gone"],
+            Fault::Busy => &["busy"],
+            Fault::Endless => &["too_long"],
+            Fault::Absent | Fault::Closing | Fault::Hung | Fault::Nothing => {
+                &["unreachable", "silent"]
+            }
+        };
+        let failures = status(&gateway)["own_pod"]["failures"].clone();
+        let seen = |reason: &&str| failures[*reason].as_u64() > Some(0);
+        assert!(reasons.iter().any(seen), "{fault:?}: {failures}");
+        let log = gateway.log();
+        let lines = log.lines().filter(|line| line.contains("not watched")).count();
+        assert!(lines < 10, "{lines} lines about the same trouble\n{log}");
+        assert_eq!(api.breaches(), Vec::<String>::new());
+        served(&gateway, 20);
+    }
+}
+
+/// The drain ends within what the deletion leaves, whatever `grace` says.
+fn a_deletion_that_is_seen_begins_a_drain(engine: Engine) {
+    let oracle = Oracle::start(Script::Work);
+    let api = ApiServer::start();
+    let gateway = watched(engine, oracle.address, &api).set("grace", "5m").start();
+    until("it is watched", SOON, || is_watched(&gateway));
+    let mut quick = Client::asking(gateway.address, Duration::from_millis(300));
+    let mut stuck = Client::asking(gateway.address, Duration::from_secs(600));
+    until("both are served", SOON, || gateway.port().active == 2);
+    let start = Instant::now();
+    api.delete(8);
+    assert_eq!(quick.end(), End::Answered);
+    assert_ne!(stuck.end(), End::Answered, "cut");
+    assert!(start.elapsed() < slack(Duration::from_secs(8)), "{:?}", start.elapsed());
+    until("it says so", SOON, || gateway.log().contains("cause=Deletion"));
+}
+
+/// What wants a pod to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    Hook,
+    Signal,
+    Deletion,
+}
+
+/// A hook, SIGTERM and the deletion that is seen, in whichever order: one drain, which takes the deadline of
+/// the deletion, loses nobody and tells everybody who waits for it the same.
+fn whatever_ends_it_joins_the_drain_under_way(engine: Engine) {
+    use Word::{Deletion, Hook, Signal};
+    let orders = [[Hook, Deletion, Signal], [Deletion, Hook, Signal], [Signal, Deletion, Hook]];
+    // The watch does not know which engine there is.
+    let all = engine == Engine::Epoll || scale(0, 1) == 1;
+    for order in orders.into_iter().take(if all { 3 } else { 1 }) {
+        joined(engine, order);
+    }
+}
+
+fn joined(engine: Engine, order: [Word; 3]) {
+    let oracle = Oracle::start(Script::Work);
+    let api = ApiServer::start();
+    let setup = watched(engine, oracle.address, &api).env("TIDEGATE_POD_IP", "127.0.0.1");
+    let setup = setup.set("limit", 4).set("queue-length", 8).set("queue-timeout", "60s");
+    let mut gateway = setup.set("grace", "5m").start();
+    until("it is watched", SOON, || is_watched(&gateway));
+    let ask_for = |work| Client::asking(gateway.address, work);
+    let mut stuck = ask_for(Duration::from_secs(600));
+    let mut served: Vec<_> = (0..3).map(|_| ask_for(Duration::from_millis(700))).collect();
+    until("four are served", SOON, || oracle.count() == 4);
+    served.extend((0..2).map(|_| ask_for(Duration::ZERO)));
+    until("two wait", SOON, || gateway.port().queued == 2);
+
+    let face = gateway.status().probe;
+    let waits = std::thread::spawn(move || ask(face, "GET /drain/wait", ""));
+    let (mut hook, mut deleted) = (None, None);
+    for word in order {
+        match word {
+            Word::Hook => hook = Some(gateway.drain()),
+            Word::Signal => gateway.signal(rustix::process::Signal::TERM),
+            Word::Deletion => {
+                deleted = Some(Instant::now());
+                api.delete(5);
+                until("it is seen", SOON, || status(&gateway)["own_pod"]["deleted"] == true);
+            }
+        }
+        until("it closes", SOON, || gateway.status().phase == "closing");
+    }
+    for client in &mut served {
+        assert_eq!(client.end(), End::Answered, "{order:?}");
+    }
+    assert_ne!(stuck.end(), End::Answered);
+    let took = deleted.expect("one of them").elapsed();
+    // Of the 5 s, told in whole seconds, a quarter is left, and half a second for what is cut to end.
+    assert!(took > Duration::from_secs(2), "{order:?}: cut before its time: {took:?}");
+    assert!(took < slack(Duration::from_secs(5)), "{order:?}: {took:?}");
+    let report = hook.expect("one of them").report();
+    let in_short = (report.in_flight_at_start, report.queued_at_start, report.finished, report.cut);
+    assert_eq!(in_short, (4, 2, 5, 1), "{order:?}: {report:?}");
+    assert_eq!((report.late_arrivals, report.refused), (0, 0), "{order:?}: {report:?}");
+    let (code, said) = waits.join().expect("no panic");
+    assert_eq!((code, said.as_str()), (200, "drained"), "{order:?}");
+    assert_eq!(gateway.wait_exit(slack(Duration::from_secs(1))).code(), Some(0), "{order:?}");
+    let log = gateway.log();
+    let first = match order[0] {
+        Word::Hook => "cause=Request",
+        Word::Signal => "cause=Signal",
+        Word::Deletion => "cause=Deletion",
+    };
+    assert!(log.contains(first) && !log.contains("second signal"), "{order:?}: {log}");
+    assert_eq!(api.breaches(), Vec::<String>::new());
+}
+
+/// The namespace's ConfigMap and the watch are not needed for anything: unusable settings, words of another
+/// version, an unknown pod, no API server (T49, P13).
+#[test]
+fn nothing_that_is_said_in_a_pod_ends_it() {
+    run(Engine::Epoll, |engine| {
+        let oracle = Oracle::start(Script::Work);
+        for (flag, value, mode) in [
+            ("template-annotations", r#"{"limit":"many"}"#, "observe"),
+            ("template-annotations", "not JSON", "observe"),
+            ("template-annotations", r#"{"from-the-future":{"x":[1]},"limit":5}"#, "enforce"),
+            ("ceilings", "[", "observe"),
+            ("ceilings", r#"{"from-the-future":"1"}"#, "enforce"),
+            ("queue-length", "-1", "observe"),
+            ("annotations", "/proc/self/mem", "observe"),
+            ("namespace-config", "/proc/self/mem", "enforce"),
+            ("workload", "../../etc", "enforce"),
+            ("from-the-future", "1", "enforce"),
+        ] {
+            let gateway = in_a_pod(engine, oracle.address, "{}")
+                .set("limit", 5)
+                .set("annotations", "/nowhere/annotations")
+                .set(flag, value)
+                .env("TIDEGATE_FROM_THE_FUTURE", "1")
+                .env("TIDEGATE_WATCH_OWN_POD", "true")
+                .start();
+            assert_eq!(gateway.port().mode, mode, "--{flag} {value}: {:?}", remarks(&gateway));
+            assert!(remarks(&gateway).contains(&"operator unknown".to_owned()));
+            let log = gateway.log();
+            assert!(log.contains("from-the-future") && !log.contains("panicked"), "{log}");
+            served(&gateway, 5);
+        }
+    });
+}
+
+/// A service account as every pod has it, whose token is exchanged while the pod runs.
+#[test]
+fn a_rotated_token_is_read_again() {
+    if let Some(missing) = namespace::missing() {
+        return skip(missing);
+    }
+    run(Engine::Epoll, |engine| {
+        let oracle = Oracle::start(Script::Work);
+        let api = ApiServer::start();
+        // A file system of its own, with the account where every pod has it.
+        let account = "/run/secrets/kubernetes.io/serviceaccount";
+        let script = format!(
+            "mount -t tmpfs none /run && mkdir -p {account} && mount --bind {} {account} && exec \"$@\"",
+            api.file("").display()
+        );
+        let server = api.address();
+        let gateway = in_a_pod(engine, oracle.address, "{}")
+            .through(&["unshare", "--mount", "sh", "-c", &script, "sh"])
+            .env("TIDEGATE_WATCH_OWN_POD", "true")
+            .env("POD_NAME", api.pod())
+            .env("KUBECONFIG", "")
+            .env("KUBERNETES_SERVICE_HOST", server.ip())
+            .env("KUBERNETES_SERVICE_PORT", server.port())
+            .start();
+        until("it is watched", SOON, || is_watched(&gateway));
+        api.rotate("second");
+        api.annotate(&annotated(&[("limit", "4")]));
+        until_limit(&gateway, Some(4), slack(APPLIED)); // a watch goes on
+        api.fail(Fault::Closing);
+        api.fail(Fault::Nothing);
+        until("it asks again", RECOVERED, || api.asked().0 >= 2 && is_watched(&gateway));
+        api.annotate(&annotated(&[("limit", "5")]));
+        until_limit(&gateway, Some(5), slack(APPLIED));
+        assert_eq!(api.breaches(), Vec::<String>::new());
+    });
+}
+
+/// Straight to a real API server, if `KUBECONFIG` names one, with what it names to get in.
+#[test]
+fn nothing_stands_between_it_and_a_real_api_server() {
+    run(Engine::Epoll, |engine| {
+        let Some(real) = Cluster::from_env() else { return };
+        let oracle = Oracle::start(Script::Work);
+        let gateway = in_a_pod(engine, oracle.address, "{}")
+            .env("TIDEGATE_WATCH_OWN_POD", "true")
+            .env("POD_NAME", &real.pod)
+            .start();
+        until("it is watched", SOON, || is_watched(&gateway));
+        real.annotate(&annotated(&[("limit", "7")]));
+        until_limit(&gateway, Some(7), slack(APPLIED));
+        real.annotate(&annotated(&[("limit", "many")]));
+        until("it is seen", slack(APPLIED), || remarks(&gateway) == ["annotations invalid"]);
+        assert_eq!(gateway.port().limit, Some(7), "the last good one stays");
+        real.delete(5);
+        until("it drains", SOON, || gateway.log().contains("being deleted"));
+    });
+}
