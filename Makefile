@@ -5,16 +5,36 @@ PYTHON ?= python3
 TARGET = $${CARGO_TARGET_DIR:-target}
 
 .DEFAULT_GOAL := help
-.PHONY: help check test soak bench demo fmt deny
+.PHONY: help check checkfuzz chart manifests test e2e soak bench demo fmt deny image sbom
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\): ## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "%-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9]*\): ## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "%-10s %s\n", $$1, $$2 }'
 
-check: ## format, lints, layers, documents, dependencies
+check: ## format, lints, layers, documents, chart, dependencies
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- --deny warnings
-	$(CARGO) test --locked --quiet --test layers --test documents
+	@$(MAKE) --no-print-directory chart
+	$(CARGO) test --locked --quiet --test layers --test documents --test chart
 	@$(MAKE) --no-print-directory deny
+
+checkfuzz: fuzz/Cargo.lock ## what fuzzing runs: apart, as it checks every dependency once more
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
+	$(CARGO) clippy --manifest-path fuzz/Cargo.toml --target-dir $(TARGET) --no-default-features -- --deny warnings
+
+fuzz/Cargo.lock: Cargo.lock  # the gateway's versions; cargo adds the fuzzer's own
+	cp Cargo.lock fuzz/Cargo.lock
+
+chart: ## the chart, the manifests and e2e, as far as that goes without a cluster
+	PYTHON=$(PYTHON) tests/chart/setup
+	@test ! -e tests/chart/.venv/done || (cd tests/chart && .venv/bin/python -m unittest)
+
+manifests: ## write manifests/tidegate.yaml and the chart's list of settings anew
+	PYTHON=$(PYTHON) tests/chart/setup
+	UPDATE_CHART=1 $(CARGO) test --locked --quiet --test chart policy::the_policy_knows_the_settings
+	tests/chart/.venv/bin/python tests/chart/render.py --write
+
+e2e: ## on a cluster: kind's, or KUBECONFIG's with IMAGE; E2E="limit rolling" for some sections (e2e/README.md)
+	e2e/run $(E2E)
 
 test: ## every promise, in short
 	@test "$$(id -u)" = 0 || echo "not root: tests that need it say SKIPPED (tests/README.md)"
@@ -50,3 +70,26 @@ deny: ## licences, sources and known flaws of dependencies
 	  if $(CARGO) deny fetch db >/dev/null 2>&1; then $(CARGO) deny --locked check advisories; \
 	  else echo "cargo deny: advisory data not reachable, advisories skipped"; fi; \
 	fi
+
+# With docker, podman or buildah; RUST_IMAGE has to be pinned by its digest for the same bits to come out again.
+IMAGE ?= tidegate:dev
+RUST_IMAGE ?= docker.io/library/rust:1.95-alpine
+PLATFORM ?= linux/$$(uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
+
+image: ## the container image (IMAGE=, PLATFORM=, RUST_IMAGE=: see Dockerfile)
+	@tool=$${CONTAINER:-$$(command -v docker || command -v podman || command -v buildah)}; \
+	  test -n "$$tool" || { echo "an image is built by docker, podman or buildah: none is installed" >&2; exit 1; }; \
+	  case "$(RUST_IMAGE)" in *@sha256:*) ;; \
+	    *) echo "RUST_IMAGE is a tag, which may be something else tomorrow: pin it by its digest for a release";; esac; \
+	  epoch=$$(git log -1 --format=%ct) && \
+	  set -x && "$$tool" build --platform "$(PLATFORM)" --tag "$(IMAGE)" --build-arg RUST_IMAGE="$(RUST_IMAGE)" \
+	    --build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)" \
+	    --build-arg REVISION="$$(git rev-parse HEAD)" \
+	    --build-arg SOURCE_DATE_EPOCH="$$epoch" --build-arg CREATED="$$(date -u -d "@$$epoch" +%Y-%m-%dT%H:%M:%SZ)" .
+
+sbom: ## what the image's binary is made of, as CycloneDX (tidegate.cdx.json)
+	@$(CARGO) cyclonedx --version >/dev/null 2>&1 || \
+	  { echo "cargo cyclonedx is not installed (cargo install --locked cargo-cyclonedx)" >&2; exit 1; }
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CARGO) cyclonedx --format json --spec-version 1.5 \
+	  --no-build-deps --target "$$(uname -m)-unknown-linux-musl" --override-filename tidegate.cdx
+	@sed -i 's|path+file://$(CURDIR)#|path+file:///tidegate#|' tidegate.cdx.json  # the same wherever it is written
