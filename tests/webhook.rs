@@ -4,6 +4,7 @@
 mod entry;
 #[path = "webhook/rig.rs"]
 mod rig;
+mod stopwatch;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -85,17 +85,29 @@ fn limited_queued_and_refused_over_both_families(engine: Engine) {
     }
     let setup = capturing(engine).set("limit", 4).set("queue-length", 4).set("workers", 2);
     let scene = Scene::new(Pod::new(), "8080", setup.set("queue-timeout", "10s"));
-    let oracle = scene.oracle(APP, Script::Work);
-    let total = scale(200, 5_000);
-    let ledger = scene.pod.outside(|| {
-        closed_loop(16, total, |number, _| {
-            let to = SocketAddr::new(POD[number % 2], APP);
-            exchange(to, Duration::from_millis(5), SOON)
-        })
+    let oracle = scene.oracle(APP, Script::Held);
+    let to = |number: usize| SocketAddr::new(POD[number % 2], APP);
+    let held = scene.pod.outside(|| {
+        let mut held: Vec<_> = (0..4).map(|at| Client::asking(to(at), Duration::ZERO)).collect();
+        until("four are in", SOON, || oracle.count() == 4);
+        held.extend((4..8).map(|at| Client::asking(to(at), Duration::ZERO)));
+        until("four wait", SOON, || scene.gateway.port_at(APP).queued == 4);
+        for at in 0..8 {
+            assert_eq!(exchange(to(at), Duration::ZERO, SOON), End::Refused, "number {at}");
+        }
+        oracle.release(8);
+        held.iter_mut().map(Client::end).collect::<Ledger>()
     });
-    let (answered, refused) = (ledger.of(End::Answered), ledger.of(End::Refused));
+    assert_eq!(held.of(End::Answered), 8, "{held:?}");
+    // From now on the application answers at once, and both families come as they will.
+    let total = scale(200, 5_000);
+    oracle.release(total);
+    let ledger = scene.pod.outside(|| {
+        closed_loop(16, total, |number, _| exchange(to(number), Duration::from_millis(5), SOON))
+    });
+    let (answered, refused) = (8 + ledger.of(End::Answered), 8 + ledger.of(End::Refused));
+    let total = 16 + total;
     assert_eq!(answered + refused, total as u64, "{ledger:?}");
-    assert!(answered > 8 && refused > 0, "some of each: {ledger:?}");
     assert_eq!(oracle.peak(), 4, "as many as may, and no more");
     scene.gateway.assert_clean();
     let port = scene.gateway.port_at(APP);

@@ -6,9 +6,11 @@
 mod support; // the gateway as a child, the application that counts, the clients that keep books
 
 #[path = "../attempts/mod.rs"]
-mod attempts;
+mod attempts; // what somebody on the network may try
 #[path = "../skip/mod.rs"]
-mod skip; // what a test says that cannot run // what somebody on the network may try
+mod skip; // what a test says that cannot run
+#[path = "../stopwatch/mod.rs"]
+mod stopwatch; // time, less what the machine withheld
 
 mod rig; // the rig itself: an oracle that is wrong would prove anything
 

@@ -16,7 +16,9 @@ use crate::support::app_process::AppProcess;
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::oracle::{Oracle, Script};
 use crate::support::server::Server;
-use crate::support::{Engine, Over, SOON, engines, process, run, scale, skip, slack, until};
+use crate::support::{
+    Engine, Over, SOON, Stopwatch, engines, process, run, scale, skip, slack, until,
+};
 
 engines!(green_at_fifty_times_overload, an_application_that_dies_is_red_at_the_next_probe);
 
@@ -227,7 +229,7 @@ fn many_who_ask_at_once_share_one_probe() {
                           "app/readiness": {"tcpSocket": {"port": port}}});
         let gateway = probing(engine, app.address, &spec).start();
         let face = gateway.status().probe;
-        let start = Instant::now();
+        let start = Stopwatch::start();
         std::thread::scope(|scope| {
             // Beyond what one address may have waiting, they are told so, and no other is sent away.
             let asked: Vec<_> = (0..60)
@@ -239,7 +241,7 @@ fn many_who_ask_at_once_share_one_probe() {
                 assert_eq!(answer.join().expect("no panic").0, 504);
             }
         });
-        assert!(start.elapsed() < slack(Duration::from_secs(2)), "{:?}", start.elapsed());
+        assert!(start.own() < slack(Duration::from_secs(2)), "{start:?}");
         assert_eq!(app.arrived(), 2, "one of each");
         assert_eq!(counted(&gateway, "app", "timeout"), 1.0);
         until("its connection is closed", SOON, || app.arrivals().len() == 2);
@@ -282,10 +284,10 @@ fn green_at_fifty_times_overload(engine: Engine) {
         while start.elapsed() < Duration::from_secs(scale(3, 60) as u64) {
             for path in ["/app-probe/app/liveness", "/app-probe/app/readiness", "/readyz", "/livez"]
             {
-                let began = Instant::now();
+                let began = Stopwatch::start();
                 let (code, why) = ask(face, &format!("GET {path}"), "");
                 assert_eq!(code, 200, "{path}, number {asked}: {why}");
-                assert!(began.elapsed() < Duration::from_secs(1), "the kubelet has given up");
+                assert!(began.own() < Duration::from_secs(1), "the kubelet has given up");
             }
             asked += 1;
         }

@@ -1,12 +1,12 @@
 //! P4: who cannot be served is told at once, in the way that was chosen, and counted by reason.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::ledger::{self, Client, End};
 use crate::support::oracle::{Oracle, Script};
-use crate::support::{Engine, SOON, engines, scale, slack, tail, until};
+use crate::support::{Engine, SOON, Stopwatch, engines, scale, slack, tail, until};
 
 engines!(
     a_full_queue_refuses_quickly,
@@ -49,10 +49,10 @@ fn a_full_queue_refuses_quickly(engine: Engine) {
     let count = scale(500, 5_000);
     let mut took = hdrhistogram::Histogram::<u64>::new(3).expect("3 digits");
     for _ in 0..count {
-        let start = Instant::now();
+        let start = Stopwatch::start();
         let mut client = Client::connect(gateway.address).expect("connects");
         assert_eq!(client.end(), End::Refused);
-        took.record(start.elapsed().as_micros() as u64).expect("in range");
+        took.record(start.own().as_micros() as u64).expect("in range");
     }
     let p99 = Duration::from_micros(took.value_at_quantile(tail(count)));
     assert!(p99 <= slack(Duration::from_millis(5)), "p99 {p99:?}");
@@ -196,8 +196,8 @@ fn three_times_too_many_for_a_while(engine: Engine) {
     assert_eq!(port.refused.values().sum::<u64>(), ledger.of(End::Refused), "{port:?}");
     assert_eq!(oracle.peak(), 4);
 
-    let start = Instant::now();
+    let start = Stopwatch::start();
     assert_eq!(ledger::exchange(gateway.address, WORK, SOON), End::Answered);
-    assert!(start.elapsed() < slack(WORK + Duration::from_millis(10)), "back to normal");
+    assert!(start.own() < slack(WORK + Duration::from_millis(10)), "back to normal");
     gateway.assert_clean();
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -24,6 +24,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::stopwatch::Stopwatch;
 
 /// The bound for things that have no promised time: the machine is shared.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -402,9 +404,9 @@ fn pod() -> Value {
 /// Waits until `condition` holds; fails the test, naming `what`, when it does not within `bound`.
 #[track_caller]
 pub(crate) fn until(what: &str, bound: Duration, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
+    let start = Stopwatch::start();
     while !condition() {
-        assert!(start.elapsed() < bound, "not within {bound:?}: {what}");
+        assert!(!start.is_past(bound), "not within {bound:?}: {what}");
         std::thread::sleep(Duration::from_millis(2)); // between two looks, not to synchronise
     }
 }

@@ -4,11 +4,13 @@
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support::gateway::Gateway;
 use crate::support::ledger::End;
-use crate::support::{Engine, Over, SOON, engines, process, scale, skip, slack, tail, until};
+use crate::support::{
+    Engine, Over, SOON, Stopwatch, engines, process, scale, skip, slack, tail, until,
+};
 
 use super::client::{self, Http1};
 use super::frames::{self, Raw};
@@ -45,9 +47,9 @@ impl Bystander {
     fn measure(to: SocketAddr, over: &AtomicBool, at_least: usize) -> Self {
         let bare = HttpOracle::start();
         let ask = |to| {
-            let asked = Instant::now();
+            let asked = Stopwatch::start();
             assert_eq!(client::exchange(to, "/work?ms=1", SOON), End::Answered, "the bystander");
-            asked.elapsed()
+            asked.own()
         };
         let (mut through, mut directly) = (Vec::new(), Vec::new());
         while through.len() < at_least || !over.load(Ordering::Relaxed) {
@@ -101,7 +103,7 @@ fn a1_rapid_reset(engine: Engine) {
     under_attack(engine, &[], |gateway| {
         let mut raw = Raw::connect(gateway.address);
         let head = frames::request("GET", "/work?ms=10", &[]);
-        let start = Instant::now();
+        let start = Stopwatch::start();
         let mut sent = 0_u32;
         let flags = frames::END_HEADERS | frames::END_STREAM;
         while (sent as usize) < scale(20_000, 100_000) {
@@ -119,7 +121,7 @@ fn a1_rapid_reset(engine: Engine) {
         }
         let end = raw.goaway(slack(Duration::from_secs(1)));
         assert!(end.is_ok(), "not sent away after {sent} resets");
-        let took = start.elapsed();
+        let took = start.own();
         assert!(took <= slack(Duration::from_secs(1)), "sent away after {took:?}, {sent} resets");
     });
 }
@@ -246,7 +248,7 @@ fn a5_slow_heads_hold_no_slot(engine: Engine) {
     let app = HttpOracle::start();
     let setup = gate(engine, app.address).set("limit", 1).set("queue-length", 0);
     let gateway = setup.set("header-timeout", "1s").start();
-    let start = Instant::now();
+    let start = Stopwatch::start();
     let mut slow: Vec<_> = (0..100)
         .map(|_| {
             let mut client = Http1::connect(gateway.address);
@@ -271,7 +273,7 @@ fn a5_slow_heads_hold_no_slot(engine: Engine) {
             }
         }
     }
-    let took = start.elapsed();
+    let took = start.own();
     assert!(took < slack(Duration::from_secs(2)), "cut after {took:?}");
     assert_settled(&gateway, app.address.port());
 }

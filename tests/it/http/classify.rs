@@ -2,12 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support::gateway::Setup;
 use crate::support::ledger::{Client, End};
 use crate::support::oracle::{Oracle, Script};
-use crate::support::{Engine, SOON, engines, slack, until};
+use crate::support::{Engine, SOON, Stopwatch, engines, slack, until};
 
 use super::client::Http1;
 use super::http2::{self, Http2};
@@ -167,11 +167,11 @@ fn what_only_begins_like_http_passes_untouched(engine: Engine) {
 fn a_server_that_speaks_first_is_tcp(engine: Engine) {
     let oracle = Oracle::start(Script::SpeakFirst(b"220 ready\r\n"));
     let gateway = auto(engine, oracle.address).set("limit", 1).start();
-    let start = Instant::now();
+    let start = Stopwatch::start();
     let mut client = Client::connect(gateway.address).expect("connects");
     let mut banner = [0; 11];
     client.stream.read_exact(&mut banner).expect("a banner");
-    let took = start.elapsed();
+    let took = start.own();
     assert!(took < slack(Duration::from_millis(120)), "{took:?}");
     assert_eq!(&banner, b"220 ready\r\n");
     client.stream.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("writes");

@@ -11,6 +11,7 @@ use http::Request;
 use tokio::net::TcpStream;
 
 use crate::support::SOON;
+use crate::support::Stopwatch;
 
 use super::client::{Answer, next_id};
 
@@ -31,9 +32,9 @@ pub(crate) fn block_on<T>(conversation: impl Future<Output = T>) -> T {
 
 /// Looks again and again until `condition` holds, while the connections go on.
 pub(crate) async fn until(what: &str, bound: Duration, mut condition: impl FnMut() -> bool) {
-    let start = std::time::Instant::now();
+    let start = Stopwatch::start();
     while !condition() {
-        assert!(start.elapsed() < bound, "not within {bound:?}: {what}");
+        assert!(!start.is_past(bound), "not within {bound:?}: {what}");
         tokio::time::sleep(Duration::from_millis(1)).await; // between two looks
     }
 }

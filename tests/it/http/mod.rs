@@ -34,7 +34,7 @@ mod websockets; // P5, P9: what others' test suites say, with and without
 use std::time::Duration;
 
 use crate::support::gateway::{Gateway, Setup};
-use crate::support::{Engine, SOON, process, slack, sockets, until};
+use crate::support::{Engine, SOON, Stopwatch, process, slack, sockets, until};
 
 /// A gateway whose port speaks HTTP.
 pub(crate) fn gate(engine: Engine, app: impl ToString) -> Setup {
@@ -45,7 +45,7 @@ pub(crate) fn gate(engine: Engine, app: impl ToString) -> Setup {
 /// application that are kept for the next request; these are not more than the limit.
 #[track_caller]
 fn assert_settled(gateway: &Gateway, app_port: u16) {
-    let start = std::time::Instant::now();
+    let start = Stopwatch::start();
     let bound = slack(Duration::from_secs(2));
     loop {
         let status = gateway.status();
@@ -57,7 +57,7 @@ fn assert_settled(gateway: &Gateway, app_port: u16) {
         }
         let open = process::details(gateway.pid);
         assert!(
-            start.elapsed() < bound,
+            !start.is_past(bound),
             "not settled after {bound:?}: {status:?}, {more} descriptors more, {kept} kept\n{open}"
         );
         std::thread::sleep(Duration::from_millis(20)); // between two looks
@@ -72,8 +72,8 @@ fn assert_settled(gateway: &Gateway, app_port: u16) {
 #[track_caller]
 pub(crate) fn refused(gateway: &Gateway, reason: &str, count: u64) {
     let mut seen = 0;
-    let start = std::time::Instant::now();
-    while start.elapsed() < SOON && seen != count {
+    let start = Stopwatch::start();
+    while !start.is_past(SOON) && seen != count {
         seen = gateway.port().refused(reason);
         std::thread::sleep(Duration::from_millis(1)); // between two looks
     }

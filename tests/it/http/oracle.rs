@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::support::SOON;
+use crate::support::Stopwatch;
 
 use super::wire1;
 use super::wire2;
@@ -126,14 +127,14 @@ impl HttpOracle {
     /// Waits until every request has ended and its answer is written; a failure names those that have not.
     #[track_caller]
     pub(crate) fn all_over(&self) {
-        let start = Instant::now();
+        let start = Stopwatch::start();
         loop {
             let seen = self.seen();
             let open: Vec<_> = seen.iter().filter(|seen| seen.end.is_none()).collect();
             if open.is_empty() {
                 return;
             }
-            assert!(start.elapsed() < SOON, "not over after {SOON:?}: {open:?}");
+            assert!(!start.is_past(SOON), "not over after {SOON:?}: {open:?}");
             std::thread::sleep(Duration::from_millis(5)); // between two looks
         }
     }

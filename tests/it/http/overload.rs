@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::support::gateway::Gateway;
 use crate::support::ledger::End;
-use crate::support::{Engine, SOON, engines, scale, slack, until};
+use crate::support::{Engine, SOON, Stopwatch, engines, scale, slack, until};
 
 use super::client::{self, next_id};
 use super::http2;
@@ -59,10 +59,10 @@ fn overload(engine: Engine, times: u32, length: Duration) {
 
     // Back to normal within 2 x queue-timeout.
     until("latency is back to normal", slack(Duration::from_secs(2)), || {
-        let asked = Instant::now();
+        let asked = Stopwatch::start();
         let path = format!("/worker?ms={}", work.as_millis());
         client::exchange(gateway.address, &path, SOON) == End::Answered
-            && asked.elapsed() < work + slack(Duration::from_millis(10))
+            && asked.own() < work + slack(Duration::from_millis(10))
     });
     let books = std::mem::take(&mut *books.lock().expect("no panic"));
     let seconds = stopped.duration_since(start).as_secs_f64();

@@ -28,7 +28,7 @@ use super::probe::{Kind, Way};
 use super::surroundings::{ConfigMaps, Surroundings};
 use crate::support::gateway::Gateway;
 use crate::support::namespace::Space;
-use crate::support::{SOON, until};
+use crate::support::{SOON, Stopwatch, until};
 
 /// A pod that runs. Dropping it kills its containers.
 pub(crate) struct LivePod {
@@ -188,10 +188,10 @@ impl LivePod {
     /// Ready, and applications of this test binary can be called, also those without a probe.
     #[track_caller]
     pub(crate) fn wait_ready(&self) {
-        let start = Instant::now();
+        let start = Stopwatch::start();
         while !self.is_ready() || !self.applications_listen() {
             let why: Vec<_> = self.changes().into_iter().map(|change| change.why).collect();
-            assert!(start.elapsed() < SOON * 2, "the pod is not ready: {why:?}");
+            assert!(!start.is_past(SOON * 2), "the pod is not ready: {why:?}");
             std::thread::sleep(Duration::from_millis(2)); // between two looks
         }
     }

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use prost::Message;
 
-use super::{SOON, until};
+use super::{SOON, Stopwatch, until};
 
 /// One span, as it arrived.
 #[derive(Clone, Debug)]
@@ -126,13 +126,13 @@ impl Sink {
         look: impl Fn() -> Vec<Span>,
         wanted: impl Fn(&[Span]) -> bool,
     ) -> Vec<Span> {
-        let start = Instant::now();
+        let start = Stopwatch::start();
         loop {
             let spans = look();
             if wanted(&spans) {
                 return spans;
             }
-            assert!(start.elapsed() < SOON, "not within {SOON:?}: {what}: {spans:#?}");
+            assert!(!start.is_past(SOON), "not within {SOON:?}: {what}: {spans:#?}");
             std::thread::sleep(Duration::from_millis(5)); // between two looks
         }
     }

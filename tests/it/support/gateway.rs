@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde::Deserialize;
 
 use super::control::{self, Reply};
 use super::seccomp::Denied;
-use super::{Engine, SOON, process, slack};
+use super::{Engine, SOON, Stopwatch, process, slack};
 
 /// What is set before the start.
 pub(crate) struct Setup {
@@ -165,7 +165,7 @@ impl Setup {
     pub(crate) fn try_start(self) -> Result<Gateway, (ExitStatus, String)> {
         let engine = self.engine;
         let mut gateway = self.launch();
-        let start = Instant::now();
+        let start = Stopwatch::start();
         let status = loop {
             if let Some(status) = gateway.exit_status() {
                 return Err((status, gateway.log()));
@@ -175,7 +175,7 @@ impl Setup {
                 _ => std::thread::sleep(Duration::from_millis(1)), // between two looks
             }
             let bound = slack(Duration::from_secs(2));
-            assert!(start.elapsed() < bound, "it does not serve after {bound:?}");
+            assert!(!start.is_past(bound), "it does not serve after {bound:?}");
         };
         if engine != "auto" {
             assert_eq!(status.engine.name, engine, "it said: {}", status.engine.reason);
@@ -353,34 +353,34 @@ impl Gateway {
     /// Waits until it has ended by itself.
     #[track_caller]
     pub(crate) fn wait_exit(&mut self, bound: Duration) -> ExitStatus {
-        let start = Instant::now();
+        let start = Stopwatch::start();
         loop {
             if let Some(status) = self.exit_status() {
                 return status;
             }
-            assert!(start.elapsed() < bound, "it did not exit within {bound:?}");
+            assert!(!start.is_past(bound), "it did not exit within {bound:?}");
             std::thread::sleep(Duration::from_millis(1)); // between two looks
         }
     }
 
-    /// SIGTERM, and a clean exit within `bound`; answers how long it took.
+    /// SIGTERM, and a clean exit within `bound`; answers how long it took, in own time.
     #[track_caller]
     pub(crate) fn terminate(&mut self, bound: Duration) -> Duration {
-        let start = Instant::now();
+        let start = Stopwatch::start();
         self.signal(Signal::TERM);
         let status = self.wait_exit(bound);
         assert_eq!(status.code(), Some(0), "a drain ends with exit 0");
-        start.elapsed()
+        start.own()
     }
 
     /// P11 and the books: everything is back at the baseline within 2 s, and each connection that was
     /// accepted ended exactly once.
     #[track_caller]
     pub(crate) fn assert_clean(&self) {
-        let start = Instant::now();
+        let start = Stopwatch::start();
         let bound = slack(Duration::from_secs(2));
         while let Some(left) = self.left_over() {
-            assert!(start.elapsed() < bound, "not clean after {bound:?}: {left}");
+            assert!(!start.is_past(bound), "not clean after {bound:?}: {left}");
             std::thread::sleep(Duration::from_millis(20)); // between two looks
         }
         for port in self.status().ports {

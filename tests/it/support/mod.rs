@@ -26,7 +26,7 @@ pub(crate) mod server;
 pub(crate) mod sockets;
 
 use std::sync::{PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The two ways to move bytes; every promise holds on both (P7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,7 @@ fn uring_allowed() -> bool {
 }
 
 pub(crate) use crate::skip::skip;
+pub(crate) use crate::stopwatch::Stopwatch;
 
 /// The size of a scenario: small by default, as the promise says it with `SOAK=1`.
 pub(crate) fn scale(short: usize, as_written: usize) -> usize {
@@ -105,7 +106,8 @@ pub(crate) fn scale(short: usize, as_written: usize) -> usize {
     }
 }
 
-/// Every timing is asserted with this much slack: the machine is shared.
+/// Every timing is asserted with this much slack: the machine is shared. What it withholds altogether is not
+/// in it: see [`Stopwatch`].
 pub(crate) const fn slack(promised: Duration) -> Duration {
     promised.saturating_mul(3)
 }
@@ -116,15 +118,16 @@ pub(crate) const fn tail(samples: usize) -> f64 {
     if samples < 1_000 { 0.90 } else { 0.99 }
 }
 
-/// Waits until `condition` holds; fails the test, naming `what`, when it does not within `bound`.
+/// Waits until `condition` holds; fails the test, naming `what`, when it does not within `bound` of own time.
+/// Answers how much of that it took.
 #[track_caller]
 pub(crate) fn until(what: &str, bound: Duration, mut condition: impl FnMut() -> bool) -> Duration {
-    let start = Instant::now();
+    let start = Stopwatch::start();
     while !condition() {
-        assert!(start.elapsed() < bound, "not within {bound:?}: {what}");
+        assert!(!start.is_past(bound), "not within {bound:?}: {what}");
         std::thread::sleep(Duration::from_millis(1)); // between two looks, not to synchronise
     }
-    start.elapsed()
+    start.own()
 }
 
 /// Sets a flag when dropped, so that a helper thread ends also when the test fails.

@@ -1,0 +1,68 @@
+//! Time, less what the machine withheld.
+//!
+//! A virtual machine's processors are at times given to others: nobody in it runs then, and its clocks go
+//! on. The kernel counts that as `steal`. A promise in milliseconds is the gateway's, not the hypervisor's,
+//! so bounds from above are held against a [`Stopwatch`]'s own time. Bounds from below, "not before", are
+//! about the clock.
+
+use std::time::{Duration, Instant};
+
+/// Runs from its start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stopwatch {
+    since: Instant,
+    /// What had been withheld by then, since the machine was started.
+    stolen: Duration,
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Self { stolen: stolen(), since: Instant::now() }
+    }
+
+    /// By the clock.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// What others had of the processors since the start, all of them together: one thing after the other
+    /// may have waited for each.
+    pub(crate) fn withheld(&self) -> Duration {
+        stolen().saturating_sub(self.stolen)
+    }
+
+    /// What was left of the time that passed.
+    pub(crate) fn own(&self) -> Duration {
+        self.elapsed().saturating_sub(self.withheld())
+    }
+
+    /// Whether `bound` is over, in own time.
+    pub(crate) fn is_past(&self, bound: Duration) -> bool {
+        self.elapsed() >= bound && self.own() >= bound
+    }
+}
+
+/// What hypervisors have withheld of all processors, since the machine was started. Where the kernel does
+/// not know, nothing.
+fn stolen() -> Duration {
+    /// The kernel counts in hundredths of a second, whatever its own clock is (`USER_HZ`).
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    ticks(&stat).map_or(Duration::ZERO, |ticks| TICK * ticks)
+}
+
+/// The eighth number of the line that is about all processors.
+fn ticks(stat: &str) -> Option<u32> {
+    let all = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    all.split_ascii_whitespace().nth(7)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn steal_is_the_eighth_number() {
+        let stat = "cpu  7477 0 2320 20498 328 0 89 612 3 4\ncpu0 1 2 3 4 5 6 7 8 9 10\nintr 5\n";
+        assert_eq!(super::ticks(stat), Some(612));
+        assert_eq!(super::ticks("cpu  1 2 3 4\n"), None);
+    }
+}
