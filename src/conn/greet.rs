@@ -18,12 +18,15 @@ use super::classify::{Spoken, listen_to};
 use super::http::{self, Upstream, Version};
 use super::registry::Stage;
 use super::{Conn, Port, Protocol, QueuedHalfClose, admit, connect, release, serve};
-use crate::io::Engine;
+use crate::io::{Engine, sock};
 use crate::limit::Entry;
 use crate::outcome::{Outcome, Reason};
 
 /// After this much silence the application may be the one who speaks first.
 const SILENCE: Duration = Duration::from_millis(100);
+
+/// How long an application may take to end a connection that turned out to be for nothing.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// How long a connection that was made before the listener closed may take to say what it wants.
 const LAST_WORDS: Duration = Duration::from_millis(250);
@@ -114,11 +117,26 @@ async fn silent<E: Engine>(upstream: Rc<Upstream<E>>, mut conn: Conn<E>) {
             };
         }
     };
-    // Its requests take slots of their own; the application's connection was for nothing.
-    conn.app = None;
+    // Its requests take slots of their own; the application's connection was for nothing, and its slot is
+    // free when the application has ended it.
+    if let Some(app) = conn.app.take() {
+        give_up(&engine, &port, &app).await;
+    }
     conn.entry.dialled(false);
     conn.admission = None;
     Box::pin(http::serve(upstream, conn, version)).await;
+}
+
+/// End a connection to the application that has carried nothing, and wait until it has ended.
+async fn give_up<E: Engine>(engine: &E, port: &Port, app: &E::Stream) {
+    let _ = engine.socket(app).shutdown(Shutdown::Write);
+    tokio::select! {
+        biased;
+        () = engine.discard(app) => return,
+        () = engine.sleep_until(Instant::now() + PARTING) => {}
+        () = port.shared.cut.raised() => {}
+    }
+    sock::reset(engine.socket(app));
 }
 
 /// Get a slot and the application's connection, and wait for somebody to speak.

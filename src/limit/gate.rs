@@ -18,7 +18,7 @@ use super::line::{Calls, Decision, Line};
 use super::queue::Number;
 use super::shadow::Shadow;
 use super::sync::{Arc, Mutex, lock};
-use super::word::Word;
+use super::word::{UNLIMITED, Word};
 use super::{Entry, Permit, Settings, Sight, Snapshot, Ticket};
 use crate::outcome::Reason;
 use std::fmt;
@@ -156,6 +156,11 @@ impl Gate {
     /// The limit in force, without the lock; a number beyond reach if there is none.
     pub fn limit(&self) -> u32 {
         self.shared.word.limit()
+    }
+
+    /// Whether anybody can be refused, without the lock: a limit is in force, and not only observed.
+    pub fn is_enforcing(&self) -> bool {
+        self.limit() < UNLIMITED
     }
 
     /// How many slots are taken, without the lock.

@@ -237,6 +237,9 @@ impl<E: Engine> Client<E> {
     /// Whether a request would, at the pace of late, be answered only after its deadline.
     fn is_hopeless(&self, now: Instant, deadline: Instant) -> bool {
         let port = self.port();
+        if !port.gate.is_enforcing() {
+            return false;
+        }
         let left = deadline.saturating_duration_since(now);
         let Some(mean) = port.pace.mean() else { return left.is_zero() };
         let queued = port.gate.queued();

@@ -1,20 +1,21 @@
 //! The bodies of an exchange. They pass frames on as they come; on the way they tell the [`Lease`]
 //! when they have come to their end, and the request's watches that its client goes on sending.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use slab::Slab;
 
 use super::account::Line;
-use super::exchange::Lease;
+use super::exchange::{Broke, Lease};
+use super::streams::is_our_reset;
+use super::takers::{Taker, Takers};
 use super::wire::{Alarm, Head};
 use crate::io::Side;
 use crate::outcome::Outcome;
@@ -43,8 +44,8 @@ pub struct Upload {
     /// How to make an alarm; the engine's business.
     alarm_at: Box<dyn Fn(Instant) -> Alarm>,
     alarm: Option<Alarm>,
-    /// How long it may keep the application waiting, besides what its bytes earn.
-    patience: Duration,
+    /// How long it may keep the application waiting, besides what its bytes earn; for ever, if not said.
+    patience: Option<Duration>,
     received: u64,
     waited: Duration,
     waits_since: Option<Instant>,
@@ -55,7 +56,7 @@ impl Upload {
     /// The body of a request that has one.
     pub fn new(
         incoming: Incoming,
-        patience: Duration,
+        patience: Option<Duration>,
         line: Option<Arc<Line>>,
         alarm_at: Box<dyn Fn(Instant) -> Alarm>,
     ) -> Self {
@@ -74,8 +75,12 @@ impl Upload {
     }
 
     /// How long the client may keep us waiting in all, for what it has sent so far.
-    fn allowed(&self) -> Duration {
-        self.patience + Duration::from_secs(self.received / LEAST_RATE)
+    fn allowed(&self, patience: Duration) -> Duration {
+        patience + Duration::from_secs(self.received / LEAST_RATE)
+    }
+
+    fn is_answering(&self) -> bool {
+        self.lease.as_ref().is_some_and(|lease| lease.is_answering())
     }
 
     fn tell(&self, what: impl FnOnce(&Lease)) {
@@ -90,12 +95,17 @@ impl Upload {
         }
     }
 
-    /// Nothing has come: for too long?
+    /// Nothing has come: for too long? While the application answers it is not kept waiting: that is a
+    /// conversation.
     fn poll_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let now = Instant::now();
-        let since = *self.waits_since.get_or_insert(now);
+        let Some(patience) = self.patience else { return Poll::Pending };
         loop {
-            let left = self.allowed().saturating_sub(self.waited + (Instant::now() - since));
+            let now = Instant::now();
+            let mut since = *self.waits_since.get_or_insert(now);
+            if self.is_answering() {
+                (self.waits_since, since) = (Some(now), now);
+            }
+            let left = self.allowed(patience).saturating_sub(self.waited + (now - since));
             if left.is_zero() {
                 return Poll::Ready(());
             }
@@ -126,7 +136,10 @@ impl Body for Upload {
         let this = &mut *self;
         let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
             ready!(this.poll_slow(cx));
-            this.tell(|lease| lease.will_be(Outcome::ClientStalled));
+            this.tell(|lease| {
+                lease.will_be(Outcome::ClientStalled);
+                lease.upload_broke(Broke::Slow);
+            });
             return Poll::Ready(Some(Err(UploadError::Slow)));
         };
         if let Some(since) = this.waits_since.take() {
@@ -144,7 +157,10 @@ impl Body for Upload {
                 }
                 Some(Ok(frame))
             }
-            Some(Err(error)) => Some(Err(UploadError::Client(error))),
+            Some(Err(error)) => {
+                this.tell(|lease| lease.upload_broke(Broke::Off));
+                Some(Err(UploadError::Client(error)))
+            }
             None => {
                 this.end();
                 None
@@ -248,18 +264,17 @@ impl Answer {
             // Nothing comes after trailers, and nobody may ask.
             Some(Ok(frame)) if frame.is_data() && !incoming.is_end_stream() => {}
             Some(Ok(_)) | None => self.end(),
-            Some(Err(_)) => {
-                self.lease.will_be(Outcome::AppReset);
-                self.end_broken();
+            Some(Err(error)) => {
+                self.done = true;
+                self.lease.will_be(match self.lease.how_upload_broke() {
+                    Some(Broke::Slow) => Outcome::ClientStalled,
+                    Some(Broke::Off) => Outcome::ClientReset,
+                    None => Outcome::AppReset,
+                });
+                self.lease.broken(is_our_reset(error));
             }
         }
         Poll::Ready(frame)
-    }
-
-    /// The application broke it off.
-    fn end_broken(&mut self) {
-        self.done = true;
-        self.lease.broken();
     }
 
     fn end(&mut self) {
@@ -307,34 +322,8 @@ pub struct Busy {
 enum On {
     /// A connection that serves one at a time.
     One(Rc<Cell<Head>>),
-    /// One that serves many: since when this one's client does not take its answer.
-    Many(Rc<Streams>, usize),
-}
-
-/// The requests being served on one HTTP/2 connection, and since when the client has left a piece of
-/// an answer untaken. (The socket does not tell: it is the stream's window that is full.)
-#[derive(Default)]
-pub struct Streams {
-    since: RefCell<Slab<Option<Instant>>>,
-    /// Who watches, while nothing is untaken.
-    watch: RefCell<Option<Waker>>,
-}
-
-impl Streams {
-    /// Whether no request is being served.
-    pub fn is_empty(&self) -> bool {
-        self.since.borrow().is_empty()
-    }
-
-    /// Since when the one that has waited longest for its client waits. The task is woken when the
-    /// first begins to.
-    pub fn stalled_since(&self, cx: &Context<'_>) -> Option<Instant> {
-        let since = self.since.borrow().iter().filter_map(|(_, since)| *since).min();
-        if since.is_none() {
-            *self.watch.borrow_mut() = Some(cx.waker().clone());
-        }
-        since
-    }
+    /// One that serves many.
+    Many(Taker),
 }
 
 impl Busy {
@@ -345,29 +334,37 @@ impl Busy {
     }
 
     /// From now until it is dropped, on one that serves many.
-    pub fn many(streams: Rc<Streams>, stalled: Rc<Cell<bool>>) -> Self {
-        let key = streams.since.borrow_mut().insert(None);
-        Self { on: On::Many(streams, key), stalled }
+    pub fn many(takers: &Rc<Takers>, stalled: Rc<Cell<bool>>) -> Self {
+        Self { on: On::Many(takers.begin()), stalled }
     }
 
-    /// A piece of the answer was handed out, and more will come; or it was waited for.
-    fn handed_out(&self, piece: bool) {
-        if let On::Many(streams, key) = &self.on {
-            streams.since.borrow_mut()[*key] = piece.then(Instant::now);
-            if piece && let Some(watch) = streams.watch.take() {
-                watch.wake();
+    /// Whether it ends because its client does not take what it is sent.
+    fn is_stalled(&self) -> bool {
+        self.stalled.get() || matches!(&self.on, On::Many(taker) if taker.is_cut())
+    }
+
+    /// So much of the answer is handed out; or more of it is waited for.
+    fn hand_out<E>(
+        &self,
+        polled: Poll<Option<Result<Frame<Bytes>, E>>>,
+    ) -> Poll<Option<Result<Frame<Bytes>, E>>> {
+        match (&self.on, polled) {
+            (On::Many(taker), Poll::Ready(Some(Ok(frame)))) => {
+                Poll::Ready(Some(Ok(frame.map_data(|piece| taker.hand_out(piece)))))
             }
+            (On::Many(taker), Poll::Pending) => {
+                taker.waits();
+                Poll::Pending
+            }
+            (_, polled) => polled,
         }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        match &self.on {
-            On::One(head) => head.set(Head::Idle(Instant::now())),
-            On::Many(streams, key) => {
-                streams.since.borrow_mut().remove(*key);
-            }
+        if let On::One(head) = &self.on {
+            head.set(Head::Idle(Instant::now()));
         }
     }
 }
@@ -375,7 +372,7 @@ impl Drop for Busy {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         if let (Content::Answer(answer), Some(busy)) = (&self.content, &self.busy)
-            && busy.stalled.get()
+            && busy.is_stalled()
         {
             answer.lease.will_be(Outcome::ClientStalled);
         }
@@ -417,13 +414,11 @@ impl Body for ResponseBody {
                 this.content = Content::Empty;
                 Poll::Ready((!words.is_empty()).then(|| Ok(Frame::data(words))))
             }
-            Content::Answer(answer) => {
-                let frame = answer.poll_frame(cx);
-                if let Some(busy) = &this.busy {
-                    busy.handed_out(matches!(frame, Poll::Ready(Some(Ok(_)))) && !answer.done);
-                }
-                frame
-            }
+            Content::Answer(answer) => answer.poll_frame(cx),
+        };
+        let polled = match &this.busy {
+            Some(busy) => busy.hand_out(polled),
+            None => polled,
         };
         if let (Some(line), Poll::Ready(Some(Ok(frame)))) = (&this.line, &polled) {
             line.carried(Side::App, length(frame));

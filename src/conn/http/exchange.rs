@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 
 use super::account::{Line, Trail};
 use super::carrier::Carries;
+use super::streams::Place;
 use crate::conn::Port;
 use crate::conn::release;
 use crate::conn::report::Ended;
@@ -129,25 +130,31 @@ impl Drop for Slot {
 
 /// Where connections to the application wait for their next request.
 pub trait Home {
-    /// The exchange on connection `key` has ended well: it can carry another.
-    fn idle(&self, key: usize);
-    /// Connection `key` is to end, whether hyper has noticed why or not.
-    fn end(&self, key: usize);
+    /// The exchange of `lease` on connection `key` has ended well: it can carry another.
+    fn idle(&self, key: usize, lease: &Lease);
+    /// Connection `key`, which `lease` was made for, is to end, whether hyper has noticed why or not.
+    fn end(&self, key: usize, lease: &Lease);
     /// The client has left while this answer, a stream's, was on its way.
     fn left(&self, answer: Incoming, lease: Rc<Lease>);
+    /// We have reset a stream that the application had not ended: its slot is held a little longer.
+    fn settle(&self, slot: Slot);
 }
 
 /// What the two bodies of an exchange, and the connection that carries them, share.
 pub struct Lease {
     slot: RefCell<Option<Slot>>,
     request: Cell<Way>,
-    answer_read: Cell<bool>,
+    /// What went wrong with the request on its way, if that is why the exchange ends.
+    upload: Cell<Option<Broke>>,
+    answer: Cell<Answering>,
     state: Cell<State>,
     /// Whoever waits for the exchange to be over: the connection's task.
     waiting: RefCell<Option<Waker>>,
     home: Weak<dyn Home>,
     /// The connection, if it carries one exchange at a time.
     link: Option<(usize, Rc<dyn Carries>)>,
+    /// Its place on the connection, if that carries many: taken until nobody has to do with it any more.
+    place: RefCell<Option<Place>>,
 }
 
 /// How far the request is.
@@ -159,6 +166,26 @@ enum Way {
     Whole,
     /// The rest of it is not wanted, or will not come.
     Cut,
+}
+
+/// Whose fault it is that a request did not come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broke {
+    /// The client sends too slowly.
+    Slow,
+    /// The client broke off.
+    Off,
+}
+
+/// How far the answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answering {
+    /// Its head has yet to come.
+    Awaited,
+    /// Its head has come.
+    Going,
+    /// It has been read to its end.
+    Read,
 }
 
 /// What becomes of an exchange.
@@ -185,20 +212,28 @@ impl Lease {
         Self {
             slot: RefCell::default(),
             request: Cell::new(Way::Whole),
-            answer_read: Cell::new(false),
+            upload: Cell::new(None),
+            answer: Cell::new(Answering::Awaited),
             state: Cell::new(State::Over),
             waiting: RefCell::default(),
             home,
             link: None,
+            place: RefCell::default(),
         }
     }
 
     /// A new exchange. `bodiless`: the request is its head.
     pub fn begin(&self, slot: Slot, bodiless: bool) {
         self.request.set(if bodiless { Way::Whole } else { Way::Going });
-        self.answer_read.set(false);
+        self.upload.set(None);
+        self.answer.set(Answering::Awaited);
         self.state.set(State::Going);
         *self.slot.borrow_mut() = Some(slot);
+    }
+
+    /// It is one of the streams of a connection, and takes this place there.
+    pub fn takes(&self, place: Place) {
+        *self.place.borrow_mut() = Some(place);
     }
 
     /// The request's last byte has been handed over.
@@ -214,24 +249,49 @@ impl Lease {
         self.settle();
     }
 
+    /// The rest of the request will not come, and whose fault that is.
+    pub fn upload_broke(&self, how: Broke) {
+        self.upload.set(Some(how));
+    }
+
+    /// Why the rest of the request will not come, if it will not.
+    pub fn how_upload_broke(&self) -> Option<Broke> {
+        self.upload.get()
+    }
+
     /// Whether the request has been handed over to its end.
     pub fn is_request_whole(&self) -> bool {
         self.request.get() == Way::Whole
     }
 
+    /// The answer's head has come.
+    pub fn answers(&self) {
+        self.answer.set(Answering::Going);
+    }
+
+    /// Whether the answer is on its way.
+    pub fn is_answering(&self) -> bool {
+        self.answer.get() == Answering::Going
+    }
+
     /// The answer's last byte has been read.
     pub fn answer_read(&self) {
-        self.answer_read.set(true);
+        self.answer.set(Answering::Read);
         self.settle();
     }
 
-    /// The application broke the exchange off. That is the end of a stream; what becomes of a
-    /// connection is for its task to see.
-    pub fn broken(&self) {
+    /// The exchange broke. For a stream that is the end if the application broke it off; if we did,
+    /// `by_us`, the application has yet to hear of it. What becomes of a connection is for its task to see.
+    pub fn broken(&self, by_us: bool) {
         self.turn(State::Left);
-        match self.link {
-            Some(_) => self.end(),
-            None => drop(self.take()),
+        match (&self.link, self.home.upgrade()) {
+            (Some(_), _) => self.end(),
+            (None, Some(home)) if by_us => {
+                if let Some(slot) = self.take() {
+                    home.settle(slot);
+                }
+            }
+            (None, _) => drop(self.take()),
         }
     }
 
@@ -252,7 +312,7 @@ impl Lease {
 
     fn end(&self) {
         if let (Some((key, _)), Some(home)) = (&self.link, self.home.upgrade()) {
-            home.end(*key);
+            home.end(*key, self);
         }
     }
 
@@ -312,7 +372,7 @@ impl Lease {
 
     fn settle(&self) {
         let going = self.state.get() == State::Going;
-        if !going || self.request.get() == Way::Going || !self.answer_read.get() {
+        if !going || self.request.get() == Way::Going || self.answer.get() != Answering::Read {
             return;
         }
         let Some(slot) = self.take() else { return };
@@ -320,7 +380,7 @@ impl Lease {
         self.turn(State::Over);
         // The connection first: whoever gets the slot finds it there.
         if let (Some((key, _)), Some(home)) = (&self.link, self.home.upgrade()) {
-            home.idle(*key);
+            home.idle(*key, self);
         }
         drop(slot);
     }

@@ -8,9 +8,10 @@ use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 
 use super::admit::Admitted;
-use super::body::{Answer, RequestBody, ResponseBody, Upload, UploadError};
-use super::exchange::{Lease, Slot};
+use super::body::{Answer, RequestBody, ResponseBody, Upload};
+use super::exchange::{Broke, Lease, Slot};
 use super::refuse::{Cause, Manner, refuse};
+use super::streams::is_our_reset;
 use super::tunnel::Tunnel;
 use super::upstream::Unanswered;
 use super::wire::alarm;
@@ -38,18 +39,19 @@ pub fn forward<E: Engine>(
         let manner = Manner::of(&request);
         let asks_to_switch = headers::wanted_upgrade(&request).is_some();
         // In boxes: most requests go to an application that speaks HTTP/1.
+        // There is no gRPC but on HTTP/2.
+        let is_grpc = client.http2 && manner.is_grpc();
         let by_stream = !asks_to_switch
             && match client.config.http.app_http2 {
                 AppHttp2::Always => true,
-                // There is no gRPC but on HTTP/2.
-                AppHttp2::Auto if client.http2 && manner.is_grpc() => true,
+                AppHttp2::Auto if is_grpc => true,
                 AppHttp2::Auto if client.http2 => Box::pin(takes_http2(&client)).await,
                 AppHttp2::Auto | AppHttp2::Never => false,
             };
         let answered = if by_stream {
-            Box::pin(stream(&client, request, slot)).await
+            Box::pin(stream(&client, request, slot, is_grpc)).await
         } else {
-            connection(&client, request, slot).await
+            connection(&client, request, slot, is_grpc).await
         };
         answer(&client, &manner, asks_to_switch, answered)
     }
@@ -70,6 +72,7 @@ fn answer<E: Engine>(
             return response;
         }
     };
+    lease.answers();
     lease.trace().answered(&response);
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         headers::for_client(&mut response);
@@ -84,7 +87,7 @@ fn answer<E: Engine>(
         }
         _ => {
             lease.will_be(Outcome::AppReset);
-            lease.broken();
+            lease.broken(true);
             say(client, manner, Cause::AppTalksNonsense)
         }
     }
@@ -109,11 +112,12 @@ fn connection<E: Engine>(
     client: &Client<E>,
     mut request: Request<Incoming>,
     slot: Slot,
+    is_grpc: bool,
 ) -> impl Future<Output = Answered> {
     headers::as_http1(&mut request);
     let upstream = &client.upstream;
     let (parts, incoming) = request.into_parts();
-    let body = body(client, incoming, &slot);
+    let body = body(client, incoming, &slot, is_grpc);
     let mut next = Some((Request::from_parts(parts, body), slot));
     async move {
         let (mut dialled, mut doubled) = (0, 0);
@@ -150,7 +154,7 @@ fn connection<E: Engine>(
                     None => return Err((Cause::Reason(Reason::UpstreamRefused), Trace::NONE)),
                 },
                 Err(other) => {
-                    let again = again.filter(|_| has_ended(&other));
+                    let again = again.filter(|_| has_ended(&lease, &other));
                     let Some((again, slot)) = again.and_then(|again| Some((again, lease.take()?)))
                     else {
                         return Err(fail(&lease, &other));
@@ -178,9 +182,9 @@ fn twice(request: &Request<RequestBody>) -> Option<Box<Request<RequestBody>>> {
 }
 
 /// Whether the connection ended in place of an answer.
-fn has_ended(unanswered: &Unanswered) -> bool {
+fn has_ended(lease: &Lease, unanswered: &Unanswered) -> bool {
     let Unanswered::Broken(error) = unanswered else { return false };
-    matches!(judge(error), (Outcome::AppReset, Cause::AppBroke))
+    matches!(judge(lease, error), (Outcome::AppReset, Cause::AppBroke))
 }
 
 /// An exchange without an answer yet. Dropped so, its client has left.
@@ -205,12 +209,13 @@ async fn stream<E: Engine>(
     client: &Client<E>,
     mut request: Request<Incoming>,
     slot: Slot,
+    is_grpc: bool,
 ) -> Answered {
     let upstream = &client.upstream;
     headers::as_http2(&mut request);
     let lease = upstream.stream_lease();
     let (parts, incoming) = request.into_parts();
-    let mut ready = Request::from_parts(parts, body(client, incoming, &slot));
+    let mut ready = Request::from_parts(parts, body(client, incoming, &slot, is_grpc));
     ready.body_mut().bind(&lease);
     lease.begin(slot, ready.body().is_end_stream());
     for _ in 0..TRIES {
@@ -223,11 +228,11 @@ async fn stream<E: Engine>(
     Err(fail(&lease, &Unanswered::Unreached(Reason::UpstreamRefused, Box::new(ready))))
 }
 
-/// Whose fault it was that no answer came. A stream's slot is given back; a connection's own task
-/// sees to its slot.
+/// Whose fault it was that no answer came. A stream's slot is given back, held a little if it is we who
+/// have reset it; a connection's own task sees to its slot.
 fn fail(lease: &Lease, unanswered: &Unanswered) -> (Cause, Trace) {
     let (outcome, cause) = match unanswered {
-        Unanswered::Broken(error) => judge(error),
+        Unanswered::Broken(error) => judge(lease, error),
         Unanswered::Unreached(reason, _) => (Outcome::Refused(*reason), Cause::Reason(*reason)),
         Unanswered::Unsent(_) => (Outcome::AppReset, Cause::AppBroke),
     };
@@ -235,28 +240,34 @@ fn fail(lease: &Lease, unanswered: &Unanswered) -> (Cause, Trace) {
         Unanswered::Unreached(reason, request) => lease.refuse(request, *reason),
         Unanswered::Broken(_) | Unanswered::Unsent(_) => lease.trace(),
     };
+    let by_us = matches!(unanswered, Unanswered::Broken(error) if is_our_reset(error));
     lease.will_be(outcome);
-    lease.broken();
+    lease.broken(by_us);
     (cause, trace)
 }
 
 /// The body as it is sent, not bound to an exchange yet.
-fn body<E: Engine>(client: &Client<E>, incoming: Incoming, slot: &Slot) -> RequestBody {
+fn body<E: Engine>(
+    client: &Client<E>,
+    incoming: Incoming,
+    slot: &Slot,
+    is_grpc: bool,
+) -> RequestBody {
     if incoming.is_end_stream() {
         return RequestBody::Empty;
     }
     let engine = client.upstream.engine.clone();
-    let patience = client.config.http.body_timeout;
+    // A call of gRPC may be silent for as long as it likes, and its answer may begin at its end.
+    let patience = (!is_grpc).then_some(client.config.http.body_timeout);
     let alarm_at = Box::new(move |at| alarm(&engine, at));
     RequestBody::Upload(Box::new(Upload::new(incoming, patience, slot.line(), alarm_at)))
 }
 
 /// Whose fault it was that no answer came.
-fn judge(error: &hyper::Error) -> (Outcome, Cause) {
-    let upload = std::error::Error::source(error).and_then(|e| e.downcast_ref::<UploadError>());
-    match upload {
-        Some(UploadError::Slow) => (Outcome::ClientStalled, Cause::TooSlow),
-        Some(UploadError::Client(_)) => (Outcome::ClientReset, Cause::Incomplete),
+fn judge(lease: &Lease, error: &hyper::Error) -> (Outcome, Cause) {
+    match lease.how_upload_broke() {
+        Some(Broke::Slow) => (Outcome::ClientStalled, Cause::TooSlow),
+        Some(Broke::Off) => (Outcome::ClientReset, Cause::Incomplete),
         None if error.is_parse() => (Outcome::AppReset, Cause::AppTalksNonsense),
         None => (Outcome::AppReset, Cause::AppBroke),
     }

@@ -23,6 +23,7 @@ mod refuse;
 mod screen;
 mod stack;
 mod streams;
+mod takers; // clients of HTTP/2 that do not take what they are sent
 mod tunnel;
 mod unheard;
 mod upstream;
@@ -33,7 +34,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -48,6 +49,7 @@ use super::{Conn, Port, QueuedHalfClose};
 use crate::io::{Engine, Traffic, sock};
 pub use refuse::Statuses;
 use stack::{Front, stack};
+use takers::{StreamTasks, Takers};
 use tunnel::{Entrance, Tunnel};
 pub use upstream::Upstream;
 use wire::{Head, Line, Watch};
@@ -146,7 +148,7 @@ pub struct Client<E: Engine> {
     /// What the connection list shows of it.
     traffic: Arc<Traffic>,
     /// The requests being served, if there can be several.
-    streams: Rc<body::Streams>,
+    takers: Rc<Takers>,
     /// It ends because the client does not take what it is sent.
     stalled: Rc<Cell<bool>>,
     /// What the application is told of the client, ready to be put into a request.
@@ -176,7 +178,7 @@ impl<E: Engine> Client<E> {
             http2: version == Version::Two,
             line,
             traffic: conn.entry.traffic().clone(),
-            streams: Rc::default(),
+            takers: Rc::default(),
             stalled: Rc::default(),
             forwarded_for: ip.and_then(|ip| value(ip.to_string())),
             forwarded: node.and_then(|node| value(format!("for={node}"))),
@@ -280,7 +282,7 @@ async fn serve_two<E: Engine>(engine: &E, client: &Rc<Client<E>>) -> End {
     client.line.head.set(Head::Busy);
     let front = Front::new(client.clone(), stack(client.clone()));
     let io = TokioIo::new(client.line.wire());
-    let connection = http2::Builder::new(Tasks(engine.clone()))
+    let connection = http2::Builder::new(StreamTasks::new(engine, &client.takers))
         .max_concurrent_streams(client.config.http.max_streams)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -328,20 +330,10 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
         if let Poll::Ready(end) = poll_head(line, config, &mut head, cx) {
             return Poll::Ready(end);
         }
-        // A client that does not answer the PING of a drain does not hold it up.
-        if let Some(told) = told
-            && client.http2
-            && client.streams.is_empty()
-            && quiet.poll_past(told + FAREWELL, cx).is_ready()
-        {
-            return Poll::Ready(End::Done);
-        }
         if client.http2
-            && let Some(since) = client.streams.stalled_since(cx)
-            && quiet.poll_past(since + config.write_stall_timeout, cx).is_ready()
+            && let Poll::Ready(end) = poll_streams(client, told, &mut quiet, cx)
         {
-            client.stalled.set(true);
-            return Poll::Ready(End::Stalled);
+            return Poll::Ready(end);
         }
         stall.poll_stalled(line, config.write_stall_timeout, cx).map(|()| {
             client.stalled.set(true);
@@ -349,6 +341,36 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
         })
     })
     .await
+}
+
+/// Whether a connection of HTTP/2 ends, because it has been told so and has nothing more to do, or because its
+/// client does not take what is left of its answers. Streams that are not taken are reset.
+fn poll_streams<E: Engine>(
+    client: &Client<E>,
+    told: Option<Instant>,
+    watch: &mut Watch<E>,
+    cx: &mut Context<'_>,
+) -> Poll<End> {
+    let (takers, patience) = (&client.takers, client.config.write_stall_timeout);
+    // A client that does not answer the PING of a drain does not hold it up.
+    let quiet = takers.is_quiet() && client.line.blocked().is_none();
+    let farewell = told.filter(|_| quiet).map(|told| told + FAREWELL);
+    let untaken = takers.untaken_since(Instant::now()).map(|since| since + patience);
+    loop {
+        let now = Instant::now();
+        if farewell.is_some_and(|at| now >= at) {
+            return Poll::Ready(End::Done);
+        }
+        if untaken.is_some_and(|at| now >= at) {
+            client.stalled.set(true);
+            return Poll::Ready(End::Stalled);
+        }
+        let next = takers.cut(now, patience, cx);
+        let Some(next) = [farewell, untaken, next].into_iter().flatten().min() else {
+            return Poll::Pending;
+        };
+        ready!(watch.poll_past(next, cx));
+    }
 }
 
 /// Whether the next request's head is late, or the connection has been idle for too long.
@@ -369,12 +391,17 @@ fn poll_head<E: Engine>(
     }
 }
 
-/// Whether the client has said something between two requests that has not been read yet: that is
-/// answered before the connection closes.
+/// Whether the client has begun to say something between two requests: that is answered before the
+/// connection closes.
 fn has_more<E: Engine>(client: &Client<E>) -> bool {
-    let mut byte = [0];
-    client.line.head() != Head::Busy
-        && sock::peek(&client.line.socket(), &mut byte).is_ok_and(|length| length > 0)
+    match client.line.head() {
+        Head::Busy => false,
+        // hyper has the beginning of a head.
+        Head::Since(_) if client.line.has_spoken() => true,
+        Head::Since(_) | Head::Idle(_) => {
+            sock::peek(&client.line.socket(), &mut [0]).is_ok_and(|length| length > 0)
+        }
+    }
 }
 
 /// End a client's connection so that what was written last is read. `last`: it has said that it sends

@@ -208,10 +208,16 @@ impl Cause {
                 "The application's address leads back to the gateway.",
                 false,
             ),
-            Reason::UpstreamRefused
-            | Reason::ClientGone
-            | Reason::Abandoned
-            | Reason::NotServed => said(
+            // It may still read, if it has only ended its own side.
+            Reason::ClientGone => said(
+                S::BAD_REQUEST,
+                UNAVAILABLE,
+                "http_request_error",
+                details,
+                "The client ended the connection while its request was waiting (queued-half-close).",
+                false,
+            ),
+            Reason::UpstreamRefused | Reason::Abandoned | Reason::NotServed => said(
                 S::BAD_GATEWAY,
                 UNAVAILABLE,
                 "connection_refused",

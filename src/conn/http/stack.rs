@@ -84,7 +84,7 @@ where
         let client = &self.client;
         client.last.set(headers::is_last(&request));
         let busy = Some(match client.http2 {
-            true => Busy::many(client.streams.clone(), client.stalled.clone()),
+            true => Busy::many(&client.takers, client.stalled.clone()),
             false => Busy::one(client.line.head.clone(), client.stalled.clone()),
         });
         // No layer of the stack has a readiness of its own: what can be full is the gate, and it says

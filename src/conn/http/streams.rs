@@ -27,7 +27,7 @@ use super::upstream::{Unanswered, Upstream};
 use super::wire::Watch;
 use super::{APP_HEAD, APP_STREAMS, CONNECTION_WINDOW, STREAM_WINDOW, Tasks};
 use crate::conn::Config;
-use crate::io::Engine;
+use crate::io::{Engine, sock};
 use crate::outcome::{Outcome, Reason};
 
 /// How long a slot is held after its stream was reset.
@@ -64,10 +64,14 @@ enum Spoken {
 /// One connection.
 struct Link {
     sender: SendRequest<RequestBody>,
+    /// Those that have not ended: their answers may take long after their heads.
     streams: Cell<usize>,
     /// As many as the application takes at once, and no more than we would.
     most: Cell<usize>,
 }
+
+/// A stream's place on its connection; dropping it gives it back.
+pub struct Place(Rc<Link>);
 
 /// An exchange that has no answer yet; dropped before, its client has left.
 struct Unfinished<E: Engine> {
@@ -90,6 +94,26 @@ impl Streams {
         let room = |link: &&Rc<Link>| link.streams.get() < link.most.get();
         links.iter().find(room).cloned()
     }
+}
+
+impl Place {
+    fn on(link: Rc<Link>) -> Self {
+        link.streams.set(link.streams.get() + 1);
+        Self(link)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+    }
+}
+
+/// Whether it is we who have reset the stream: the application has not ended it.
+pub fn is_our_reset(error: &hyper::Error) -> bool {
+    let cause =
+        std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| cause.is_reset() && !cause.is_remote())
 }
 
 impl<E: Engine> Upstream<E> {
@@ -148,12 +172,10 @@ impl<E: Engine> Upstream<E> {
             },
         };
         let mut sender = link.sender.clone();
-        link.streams.set(link.streams.get() + 1);
+        lease.takes(Place::on(link));
         let answer = sender.try_send_request(request);
         let answer = async move {
-            let answered = answer.await;
-            link.streams.set(link.streams.get() - 1);
-            answered.map_err(|mut failed| match failed.take_message() {
+            answer.await.map_err(|mut failed| match failed.take_message() {
                 Some(request) => Unanswered::Unsent(Box::new(request)),
                 None => Unanswered::Broken(failed.into_error()),
             })
@@ -179,17 +201,25 @@ impl<E: Engine> Upstream<E> {
             upstream.port.metrics.app_connected();
             let mut watch = Watch::new(&upstream.engine);
             let mut cut = upstream.port.shared.cut.watch();
-            std::future::poll_fn(|cx| {
-                let over = Pin::new(&mut connection).poll(cx).is_ready()
-                    || Pin::new(&mut cut).poll(cx).is_ready()
-                    || watch.poll_stalled(&line, patience, cx).is_ready();
+            let halted = std::future::poll_fn(|cx| {
+                if Pin::new(&mut connection).poll(cx).is_ready() {
+                    return Poll::Ready(false);
+                }
                 if let Some(link) = told.upgrade() {
                     let most = connection.current_max_send_streams();
                     link.most.set(most.clamp(1, APP_STREAMS));
                 }
-                if over { Poll::Ready(()) } else { Poll::Pending }
+                // It is another task of hyper's that writes.
+                line.tell_when_blocked(cx.waker());
+                let halted = Pin::new(&mut cut).poll(cx).is_ready()
+                    || watch.poll_stalled(&line, patience, cx).is_ready();
+                if halted { Poll::Ready(true) } else { Poll::Pending }
             })
             .await;
+            if halted {
+                // That other task has the socket; now it hears that it is over.
+                sock::reset(line.socket());
+            }
             upstream.port.metrics.app_disconnected();
         }));
         Ok(link)
@@ -230,6 +260,12 @@ impl<E: Engine> Upstream<E> {
             () = self.port.shared.cut.raised() => slot.will_be(Outcome::Cut),
         }
         drop(slot);
+    }
+
+    /// Hold the slot of a stream that we have reset.
+    pub fn settle_apart(self: Rc<Self>, slot: Slot) {
+        let (engine, tasks) = (self.engine.clone(), self.tasks.clone());
+        engine.spawn(tasks.track_future(async move { self.settle(slot).await }));
     }
 
     async fn settle(&self, slot: Slot) {

@@ -12,7 +12,7 @@ use super::upstream::Switched;
 use super::wire::{Head, Line};
 use crate::conn::registry::Stage;
 use crate::conn::{Conn, Port, relay, release};
-use crate::io::{Engine, Side};
+use crate::io::{Engine, Side, sock};
 use crate::outcome::Outcome;
 
 /// The application has answered 101; its connection comes when hyper is done with it.
@@ -49,7 +49,18 @@ pub async fn carry<E: Engine>(engine: &E, port: &Port, entrance: Entrance<E>, tu
     let patience = conn.config.write_stall_timeout;
     let app = hand_over(engine, app, &[&asked, &more_asked], patience).await;
     let client = hand_over(engine, client, &[&said, &more_said], patience).await;
-    let (Some(app), Some(client)) = (app, client) else { return };
+    let (app, client) = match (app, client) {
+        (Some(app), Some(client)) => (app, client),
+        // What one side broke is broken for the other, and the slot is free when it is.
+        (Some(app), None) => return sock::reset(engine.socket(&app)),
+        (None, client) => {
+            slot.will_be(Outcome::AppReset);
+            if let Some(client) = client {
+                sock::reset(engine.socket(&client));
+            }
+            return;
+        }
+    };
     let conn = conn.with(client, app);
     let outcome = relay::relay(engine, port, &conn).await;
     slot.will_be(outcome);
@@ -64,7 +75,7 @@ fn carried<E: Engine>(conn: &Conn<E, ()>) -> [u64; 2] {
     [Side::Client, Side::App].map(|side| conn.entry.traffic().from(side))
 }
 
-/// Write these first, within `patience`.
+/// Write these first, within `patience`. Who does not take them is reset.
 async fn hand_over<E: Engine>(
     engine: &E,
     stream: E::Stream,
@@ -76,9 +87,13 @@ async fn hand_over<E: Engine>(
         return Some(stream);
     }
     let line = Line::new(engine, stream, Head::Busy);
-    tokio::select! {
-        written = line.write_all(&bytes) => written.ok()?,
-        () = engine.sleep_until(Instant::now() + patience) => return None,
+    let written = tokio::select! {
+        written = line.write_all(&bytes) => written.is_ok(),
+        () = engine.sleep_until(Instant::now() + patience) => false,
+    };
+    if !written {
+        sock::reset(line.socket());
+        return None;
     }
     line.reclaim().await.map(|(stream, _)| stream)
 }

@@ -385,9 +385,24 @@ impl<E: Engine> Upstream<E> {
     }
 }
 
+impl<E: Engine> Upstream<E> {
+    /// Whether `lease` is still that of connection `key`: the key of one that has ended is given again.
+    fn owns(&self, key: usize, lease: &Lease) -> bool {
+        self.links.borrow().get(key).is_some_and(|link| std::ptr::eq(&*link.lease, lease))
+    }
+}
+
 impl<E: Engine> Home for Upstream<E> {
-    fn end(&self, key: usize) {
-        self.close(key);
+    fn end(&self, key: usize, lease: &Lease) {
+        if self.owns(key, lease) {
+            self.close(key);
+        }
+    }
+
+    fn settle(&self, slot: Slot) {
+        if let Some(upstream) = self.myself.upgrade() {
+            upstream.settle_apart(slot);
+        }
     }
 
     fn left(&self, body: Incoming, lease: Rc<Lease>) {
@@ -396,7 +411,10 @@ impl<E: Engine> Home for Upstream<E> {
         }
     }
 
-    fn idle(&self, key: usize) {
+    fn idle(&self, key: usize, lease: &Lease) {
+        if !self.owns(key, lease) {
+            return;
+        }
         let links = self.links.borrow();
         let Some(Link { sender: Some(sender), carrier, .. }) = links.get(key) else { return };
         let keep = !sender.is_closed();

@@ -1,11 +1,11 @@
 //! A connection as hyper sees it, and what the one who watches it has to know: whether a request's
 //! head is on its way, whether the peer takes what is written, whether it has ended.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -21,6 +21,8 @@ pub struct Line<E: Engine> {
     pub head: Rc<Cell<Head>>,
     /// Since when the peer does not take what is written.
     blocked: Cell<Option<Instant>>,
+    /// Who has to know of that, if it is not who writes.
+    watcher: RefCell<Option<Waker>>,
     /// The peer has ended, or broken, the connection.
     ended: Cell<bool>,
     read: Cell<u64>,
@@ -51,6 +53,7 @@ impl<E: Engine> Line<E> {
             engine: engine.clone(),
             head: Rc::new(Cell::new(head)),
             blocked: Cell::new(None),
+            watcher: RefCell::default(),
             ended: Cell::new(false),
             read: Cell::new(0),
             written: Cell::new(0),
@@ -71,6 +74,14 @@ impl<E: Engine> Line<E> {
     /// Since when the peer does not take what is written.
     pub fn blocked(&self) -> Option<Instant> {
         self.blocked.get()
+    }
+
+    /// Wake `waker` when the peer does not take what another task writes.
+    pub fn tell_when_blocked(&self, waker: &Waker) {
+        let mut watcher = self.watcher.borrow_mut();
+        if !watcher.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *watcher = Some(waker.clone());
+        }
     }
 
     /// Give the peer as long again: it has acknowledged some of it.
@@ -151,6 +162,9 @@ impl<E: Engine> Line<E> {
             Poll::Pending => {
                 if self.blocked.get().is_none() {
                     self.blocked.set(Some(Instant::now()));
+                    if let Some(watcher) = &*self.watcher.borrow() {
+                        watcher.wake_by_ref();
+                    }
                 }
                 Poll::Pending
             }

@@ -28,6 +28,7 @@ mod queue; // P2, P3: in order, bounded, never for those who left
 mod refuse; // P4: quickly, politely, by reason
 mod servers; // nginx, gunicorn, Node, grpcio and their clients
 mod smuggling; // A7, A8: the application sees the requests we see
+mod takers; // P1, P5, P6, P10: streams that are not taken, and those of the application
 mod trace; // what is recorded of requests, and who collects it
 mod websockets; // P5, P9: what others' test suites say, with and without
 

@@ -7,6 +7,7 @@
 //! | `/held` | its id when released |
 //! | `/stream?n=&ms=` | so many parts of 1000 bytes, so far apart |
 //! | `/held-stream` | a part at once, the rest when released |
+//! | `/held-down?n=` | so many bytes of the pattern when released |
 //! | `/down?n=` and `/down-chunked?n=` | so many bytes of the pattern |
 //! | `/up` | reads the body to its end, then says how much it was |
 //! | `/echo` | each part of the body, when it comes |
@@ -72,6 +73,11 @@ pub(crate) async fn play(exchange: &mut Exchange<'_>) -> io::Result<()> {
             exchange.part(b"first ").await?;
             released(exchange).await;
             exchange.last(b"last", &[]).await
+        }
+        "/held-down" => {
+            released(exchange).await;
+            exchange.head(200, Length::Known(number("n"))).await?;
+            down(exchange, number("n")).await
         }
         "/down" => {
             exchange.head(200, Length::Known(number("n"))).await?;

@@ -25,6 +25,7 @@ pub(crate) struct Stream {
 pub(crate) async fn converse(stream: TcpStream, number: usize, books: Arc<Books>) {
     let mut builder = h2::server::Builder::new();
     builder.initial_window_size(1 << 20).initial_connection_window_size(1 << 22);
+    builder.max_concurrent_streams(100); // as many as most servers
     let Ok(mut connection) = builder.handshake::<_, Bytes>(stream).await else {
         return;
     };

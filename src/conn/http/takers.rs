@@ -1,0 +1,233 @@
+//! Whether the client of an HTTP/2 connection takes what it is sent, stream by stream. The socket does not
+//! tell: it is a stream's window that is full.
+//!
+//! ```text
+//!   answer ── hand_out ──→ hyper, h2 ──→ socket
+//!               │ since when it has not asked for more        │ a piece is let go of when it is written
+//!               └ for too long: this stream is reset          └ the rest of a stream that hyper is done with:
+//!                                                               for too long, and the connection ends
+//! ```
+//!
+//! Always true: one stream that is not taken costs the others nothing, as long as it can still be reset;
+//! a connection is quiet only when everything that was handed out has been written.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::rt::Executor;
+use pin_project_lite::pin_project;
+use slab::Slab;
+
+use crate::io::Engine;
+
+/// The streams of one connection.
+#[derive(Default)]
+pub struct Takers {
+    open: RefCell<Slab<Rc<Stream>>>,
+    /// The stream that was begun last, until its task begins.
+    newest: RefCell<Option<Rc<Stream>>>,
+    /// What is left of those that hyper is done with.
+    tails: RefCell<Vec<Tail>>,
+    /// Who watches, while nothing is untaken.
+    watch: RefCell<Option<Waker>>,
+}
+
+/// One stream, as its answer, its task and who watches it know it.
+#[derive(Default)]
+struct Stream {
+    /// Since when its client has left a piece of the answer untaken.
+    since: Cell<Option<Instant>>,
+    /// Bytes that were handed out and not written yet.
+    out: Arc<AtomicUsize>,
+    /// It is to be reset.
+    cut: Cell<bool>,
+    /// Its task.
+    task: RefCell<Option<Waker>>,
+}
+
+/// The last bytes of a stream, which h2 has and the client does not take.
+struct Tail {
+    out: Arc<AtomicUsize>,
+    /// How many there were when it was last looked at, and since when.
+    left: usize,
+    since: Instant,
+}
+
+/// The right to one stream's place among them.
+pub struct Taker {
+    stream: Rc<Stream>,
+    key: usize,
+    takers: Rc<Takers>,
+}
+
+/// A piece of an answer; whoever drops it has written it, or thrown it away.
+struct Piece {
+    bytes: Bytes,
+    out: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.out.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
+impl Takers {
+    /// A request has come.
+    pub fn begin(self: &Rc<Self>) -> Taker {
+        let stream = Rc::<Stream>::default();
+        let key = self.open.borrow_mut().insert(stream.clone());
+        *self.newest.borrow_mut() = Some(stream.clone());
+        Taker { stream, key, takers: self.clone() }
+    }
+
+    /// Whether no request is being served, and all that was answered has been written.
+    pub fn is_quiet(&self) -> bool {
+        self.open.borrow().is_empty() && self.tails.borrow().iter().all(Tail::is_over)
+    }
+
+    /// Reset the streams whose clients have left a piece untaken for `patience`. When the next will have;
+    /// if none waits for its client, the task is woken when the first does.
+    pub fn cut(&self, now: Instant, patience: Duration, cx: &Context<'_>) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        for (_, stream) in &*self.open.borrow() {
+            let Some(since) = stream.since.get().filter(|_| !stream.cut.get()) else { continue };
+            let at = since + patience;
+            if at > now {
+                next = Some(next.map_or(at, |next| next.min(at)));
+                continue;
+            }
+            stream.cut.set(true);
+            if let Some(task) = stream.task.take() {
+                task.wake();
+            }
+        }
+        if next.is_none() {
+            *self.watch.borrow_mut() = Some(cx.waker().clone());
+        }
+        next
+    }
+
+    /// Since when the client has taken nothing of what is left of a stream that can no longer be reset.
+    pub fn untaken_since(&self, now: Instant) -> Option<Instant> {
+        let mut tails = self.tails.borrow_mut();
+        tails.retain(|tail| !tail.is_over());
+        tails.iter_mut().map(|tail| tail.untaken_since(now)).min()
+    }
+}
+
+impl Tail {
+    fn left(&self) -> usize {
+        self.out.load(Ordering::Relaxed)
+    }
+
+    fn is_over(&self) -> bool {
+        self.left() == 0
+    }
+
+    fn untaken_since(&mut self, now: Instant) -> Instant {
+        let left = self.left();
+        if left < self.left {
+            (self.left, self.since) = (left, now);
+        }
+        self.since
+    }
+}
+
+impl Taker {
+    /// A piece of the answer goes out; its client has yet to take it.
+    pub fn hand_out(&self, piece: Bytes) -> Bytes {
+        if piece.is_empty() {
+            return piece;
+        }
+        self.stream.since.set(Some(Instant::now()));
+        if let Some(watch) = self.takers.watch.take() {
+            watch.wake();
+        }
+        let out = self.stream.out.clone();
+        out.fetch_add(piece.len(), Ordering::Relaxed);
+        Bytes::from_owner(Piece { bytes: piece, out })
+    }
+
+    /// It has been taken, and the next piece is waited for.
+    pub fn waits(&self) {
+        self.stream.since.set(None);
+    }
+
+    /// Whether it is reset because its client does not take it.
+    pub fn is_cut(&self) -> bool {
+        self.stream.cut.get()
+    }
+}
+
+impl Drop for Taker {
+    fn drop(&mut self) {
+        self.takers.open.borrow_mut().remove(self.key);
+        let left = self.stream.out.load(Ordering::Relaxed);
+        if left > 0 && !self.is_cut() {
+            let out = self.stream.out.clone();
+            self.takers.tails.borrow_mut().push(Tail { out, left, since: Instant::now() });
+        }
+    }
+}
+
+/// hyper's tasks run where the connection does; those of streams can be ended.
+#[derive(Clone)]
+pub struct StreamTasks<E> {
+    engine: E,
+    takers: Rc<Takers>,
+}
+
+impl<E: Engine> StreamTasks<E> {
+    /// For the streams of one connection.
+    pub fn new(engine: &E, takers: &Rc<Takers>) -> Self {
+        Self { engine: engine.clone(), takers: takers.clone() }
+    }
+}
+
+impl<E: Engine, F: Future<Output = ()> + 'static> Executor<F> for StreamTasks<E> {
+    fn execute(&self, task: F) {
+        // hyper has the request served and its task begun in one go.
+        match self.takers.newest.take() {
+            Some(stream) => self.engine.spawn(StreamTask { task, stream }),
+            None => self.engine.spawn(task),
+        }
+    }
+}
+
+pin_project! {
+    /// The task of one stream. Dropped, the stream is reset.
+    struct StreamTask<F> {
+        #[pin]
+        task: F,
+        stream: Rc<Stream>,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for StreamTask<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.stream.cut.get() || this.task.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut task = this.stream.task.borrow_mut();
+        if !task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            *task = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
