@@ -33,8 +33,9 @@ fn patched(pod: &Value, outcome: &Outcome) -> Option<Value> {
     Some(patched)
 }
 
-/// As typed as the API server does it, and nothing is lost on the way.
+/// As typed as the API server does it, and nothing is lost on the way; nor does it mind a name.
 fn round_trip(pod: &Value) -> Pod {
+    assert_eq!(pods::misnamed(pod), [""; 0], "{pod:#}");
     let typed: Pod = serde_json::from_value(pod.clone()).unwrap_or_else(|e| panic!("{e}: {pod:#}"));
     assert_eq!(&serde_json::to_value(&typed).expect("JSON"), pod);
     typed
@@ -76,6 +77,36 @@ fn p12_what_comes_out_is_a_pod_and_the_same_pod_after_a_second_look() {
     });
     // Of all kinds enough.
     assert!(injected > PODS / 2 && refused > PODS / 20, "{injected} injected, {refused} refused");
+}
+
+/// A Service that goes by a name comes to the gateway where it came to a gated port, and nowhere else than before
+/// otherwise.
+#[test]
+fn p12_names_of_ports_lead_to_the_gateway_or_where_they_led() {
+    let mut seen = BTreeMap::new();
+    for_all(|seed, pod, _, _, outcome| {
+        let Some(after) = patched(pod, outcome) else { return };
+        let status = after.pointer("/metadata/annotations/tidegate.dev~1status").expect("told");
+        let status: Value = serde_json::from_str(status.as_str().expect("a text")).expect("JSON");
+        let gated = status["ports"].as_array().into_iter().flatten();
+        let gateways: BTreeMap<_, _> = gated
+            .filter_map(|port| Some((port["port"].as_u64()?, port["listen"].as_u64()?)))
+            .collect();
+        for name in pods::port_names(pod) {
+            let before = pods::find_port(pod, &name);
+            let of_init =
+                before.as_ref().is_some_and(|(container, _)| container.starts_with("init-"));
+            let listen =
+                before.as_ref().and_then(|(_, port)| gateways.get(port)).filter(|_| !of_init);
+            let expected = match listen {
+                Some(listen) => Some(("tidegate".to_owned(), *listen)),
+                None => before,
+            };
+            *seen.entry((listen.is_some(), status["sidecar"] == "native")).or_insert(0) += 1;
+            assert_eq!(pods::find_port(&after, &name), expected, "seed {seed}: {name}\n{after:#}");
+        }
+    });
+    assert!(seen.len() == 4 && seen.values().all(|seen| *seen > 20), "{seen:?}");
 }
 
 #[test]

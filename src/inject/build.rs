@@ -65,13 +65,12 @@ fn sidecar(plan: &Plan<'_>, drain_delay: Option<u64>, partial: bool) -> Result<V
     let mut ports = vec![json!({
         "name": METRICS_PORT_NAME, "containerPort": METRICS_PORT, "protocol": "TCP",
     })];
-    if plan.mode == Mode::Listen {
-        ports.extend(plan.ports.gated.iter().map(|port| {
-            let unnamed = || format!("tg-{}", port.port);
-            let name = port.name.clone().unwrap_or_else(unnamed);
-            json!({"name": name, "containerPort": port.listen, "protocol": "TCP"})
-        }));
-    }
+    ports.extend(
+        plan.names
+            .sidecar
+            .iter()
+            .map(|(name, port)| json!({"name": name, "containerPort": port, "protocol": "TCP"})),
+    );
     let profile = match &operator.seccomp_profile {
         Some(profile) => json!({"type": "Localhost", "localhostProfile": profile}),
         None => json!({"type": "RuntimeDefault"}),

@@ -13,6 +13,7 @@ mod annotations;
 mod apply;
 mod build;
 mod diff;
+mod names;
 mod operator;
 mod original;
 mod plan;

@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1::{Container, Probe};
 use serde_json::Value;
 
 use super::annotations::{self, Wishes};
-use super::operator::{Capture, Terms};
+use super::names::{self, Names};
+use super::operator::{Capture, Operator, Terms};
 use super::original::Replaced;
 use super::ports::{self, Ports};
 use super::rewrite::{self, PROBES};
@@ -42,8 +43,8 @@ pub(super) struct Plan<'a> {
     pub(super) workload: Workload,
     /// By `container/kind`, the contract of `--app-probes`.
     pub(super) app_probes: BTreeMap<String, Value>,
-    /// Names of ports that move to the gateway, by container: old and new.
-    pub(super) renamed: BTreeMap<String, BTreeMap<String, String>>,
+    /// Names of ports that move to the gateway.
+    pub(super) names: Names,
     pub(super) warnings: Vec<String>,
 }
 
@@ -97,30 +98,36 @@ pub(super) fn decide<'a>(
         return Verdict::Ungated { why: why.into(), warnings };
     }
 
-    let named = mode == Mode::Listen && ports.gated.iter().any(|port| port.name.is_some());
-    let native = terms.operator.native(named);
+    let names = match mode {
+        Mode::Redirect => Names::default(),
+        Mode::Listen => match names::moved(seen, &ports, &mut warnings) {
+            Ok(names) => names,
+            Err(why) => return Verdict::Refuse(why),
+        },
+    };
+    let native = native(terms.operator, &names, &mut warnings);
     if (context.job || workload::is_job(&seen.meta)) && !native {
-        return Verdict::Refuse(
-            "it is a Job's, and its sidecar would be an ordinary container, which keeps the Job from ending: \
-             that takes native sidecars, Kubernetes 1.29 (1.33 for named ports in `listen` mode)"
-                .into(),
-        );
+        let shadowed = names.shadow.as_ref().map(|found| {
+            format!("{found} has a port of the same name, which Services would find first: give it another")
+        });
+        let why = shadowed.unwrap_or_else(|| {
+            "that takes native sidecars, Kubernetes 1.29 (1.33 for named ports in `listen` mode)".into()
+        });
+        return Verdict::Refuse(format!(
+            "it is a Job's, and its sidecar would be an ordinary container, which keeps the Job from ending: {why}"
+        ));
     }
     let resources =
         match resources::of(seen, &wishes, &defaults, terms.operator, &context.limit_ranges) {
             Ok(resources) => resources,
             Err(why) => return Verdict::Refuse(why),
         };
-    let renamed = if mode == Mode::Listen { renamed(seen, &ports) } else { BTreeMap::new() };
     let app_probes = app_probes(seen, kept, &ports);
     let mut workload = workload::of(&seen.meta);
     if let Some(name) = &context.workload {
         workload.name.clone_from(name);
     }
     let grace = seen.spec.termination_grace_period_seconds.unwrap_or(GRACE).max(1).unsigned_abs();
-    if mode == Mode::Listen {
-        beside(&ports, &mut warnings);
-    }
     for container in seen.applications() {
         if let Some(power) = refuse::powers(container) {
             warnings.push(format!(
@@ -140,9 +147,22 @@ pub(super) fn decide<'a>(
         resources,
         workload,
         app_probes,
-        renamed,
+        names,
         warnings,
     }))
+}
+
+/// Whether the sidecar is an init container that is kept running.
+fn native(operator: &Operator, names: &Names, warnings: &mut Vec<String>) -> bool {
+    let by_name = names.any_moved();
+    let allowed = operator.native(by_name);
+    if allowed && let Some(found) = &names.shadow {
+        warnings.push(format!(
+            "{found} has a port of the same name, which Services would find before a native sidecar's: the sidecar is an \
+             ordinary container"
+        ));
+    }
+    allowed && names.shadow.is_none()
 }
 
 fn mode(
@@ -200,43 +220,6 @@ fn udp(seen: &Seen, warnings: &mut Vec<String>) {
             ));
         }
     }
-}
-
-/// What in `listen` mode reaches the application without the gateway.
-fn beside(ports: &Ports, warnings: &mut Vec<String>) {
-    for port in &ports.gated {
-        let (number, listen) = (port.port, port.listen);
-        match &port.name {
-            Some(name) => warnings.push(format!(
-                "port {number}: connections come through the gateway where a Service says `targetPort: {name}`; \
-                 with `targetPort: {number}`, or to the pod's address, they pass beside it"
-            )),
-            None => warnings.push(format!(
-                "port {number} has no name that could move to the gateway: give it one, or have Services say \
-                 `targetPort: {listen}`"
-            )),
-        }
-        if port.host_port {
-            warnings.push(format!("port {number} has a hostPort, which leads past the gateway"));
-        }
-    }
-}
-
-/// New names for the ports whose names the gateway takes.
-fn renamed(seen: &Seen, ports: &Ports) -> BTreeMap<String, BTreeMap<String, String>> {
-    let declared = seen.all().flat_map(|container| container.ports.iter().flatten());
-    let mut taken: Vec<String> = declared.filter_map(|port| port.name.clone()).collect();
-    let mut renamed: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    for port in &ports.gated {
-        let (Some(container), Some(name)) = (&port.container, &port.name) else { continue };
-        let usual = format!("app-{}", port.port);
-        let others = (2..).map(|n| format!("app-{}-{n}", port.port));
-        let mut candidates = std::iter::once(usual).chain(others);
-        let new = candidates.find(|new| !taken.contains(new)).expect("numbers do not end");
-        taken.push(new.clone());
-        renamed.entry(container.clone()).or_default().insert(name.clone(), new);
-    }
-    renamed
 }
 
 /// Probes that are asked through the gateway's own port.
