@@ -155,7 +155,7 @@ pub fn check_annotations(
     namespace: &str,
     operator: &Operator,
 ) -> Vec<Mistake> {
-    annotations::judge(annotations, &operator.terms(namespace)).1
+    annotations::judge(annotations, &operator.terms(namespace), false).1
 }
 
 /// What a pod needs so that it is again as it was before it had a gateway.

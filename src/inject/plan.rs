@@ -73,7 +73,7 @@ pub(super) fn decide<'a>(
         return Verdict::Refuse(why);
     }
     let said = seen.meta.annotations.clone().unwrap_or_default();
-    let (wishes, mistakes) = annotations::judge(&said, terms);
+    let (wishes, mistakes) = annotations::judge(&said, terms, resources::guaranteed(seen));
     let defaults = annotations::defaults(terms);
     let mut warnings: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
 
