@@ -119,7 +119,7 @@ pub struct Pod {
     /// What settings cannot exceed, whoever says so, such as {"limit":"500"}
     #[arg(long, value_name = "JSON", help_heading = "In a pod")]
     pub ceilings: Option<String>,
-    /// The only settings that annotations and the ConfigMap may change, separated by commas [default: all but the operator's own]
+    /// The only settings that annotations and the ConfigMap may change, separated by commas, or none [default: all but the operator's own]
     #[arg(long, value_name = "KEYS", help_heading = "In a pod")]
     pub allowed_annotations: Option<String>,
     /// Have the API server tell at once about the pod's annotations and its deletion; wants RBAC

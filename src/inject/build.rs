@@ -197,8 +197,11 @@ fn env(plan: &Plan<'_>, partial: bool) -> Result<Vec<Value>, String> {
     if partial {
         set("TIDEGATE_DRAIN_PARTIAL", "true".into())?;
     }
-    if !plan.terms.allowed.iter().any(|key| key == "*") {
-        set("TIDEGATE_ALLOWED_ANNOTATIONS", plan.terms.allowed.join(","))?;
+    match plan.terms.allowed {
+        // To older sidecars an empty variable says nothing, which is all; no setting is called `none`.
+        [] => set("TIDEGATE_ALLOWED_ANNOTATIONS", "none".into())?,
+        all if all.iter().any(|key| key == "*") => {}
+        some => set("TIDEGATE_ALLOWED_ANNOTATIONS", some.join(","))?,
     }
     for (name, value) in [
         ("TIDEGATE_TEMPLATE_ANNOTATIONS", inert(&json!(plan.found))),

@@ -104,6 +104,21 @@ namespaces: {small: {ceilings: {limit: '10'}, capture: listen, allowedAnnotation
 }
 
 #[test]
+fn an_operator_may_allow_nothing() {
+    let operator =
+        operator("allowedAnnotations: []\nnamespaces: {some: {allowedAnnotations: [limit]}}");
+    let context = |namespace: &str| Context { namespace: namespace.into(), ..Context::default() };
+    let pod = annotated(&[("limit", "200")]);
+    let injected = inject_with(&pod, &context("shop"), &operator);
+    injected.warns("limit: \"200\" is not heeded: the operator allows none");
+    assert_eq!(injected.env("TIDEGATE_ALLOWED_ANNOTATIONS"), Some("none"));
+    assert_eq!(injected.env("TIDEGATE_TEMPLATE_ANNOTATIONS"), None);
+    let some = inject_with(&pod, &context("some"), &operator);
+    assert_eq!(some.env("TIDEGATE_ALLOWED_ANNOTATIONS"), Some("limit"));
+    assert_eq!(inject(&pod).env("TIDEGATE_ALLOWED_ANNOTATIONS"), None);
+}
+
+#[test]
 fn an_operators_mistakes_are_told_at_once() {
     let said = Operator::from_yaml(
         "image: ''
