@@ -272,6 +272,9 @@ pub struct Manifests {
     /// What the cluster's operator decides, as YAML; without it, what is built in
     #[arg(long, value_name = "FILE")]
     pub operator: Option<PathBuf>,
+    /// The oldest Kubernetes of the cluster, such as 1.28, whatever the operator's file says
+    #[arg(long, value_name = "VERSION")]
+    pub kubernetes: Option<String>,
     /// What Pod Security enforces, in namespaces that the manifests do not define
     #[arg(long, value_name = "LEVEL", default_value = "privileged", value_parser = ["privileged", "baseline", "restricted"])]
     pub pod_security: String,

@@ -181,6 +181,26 @@ fn operators_decide() {
 }
 
 #[test]
+fn older_clusters_get_what_they_take() {
+    let sidecar = |arguments: &[&str]| {
+        let output = tidegate(&[&["inject", "-f", "deployment.yaml"], arguments].concat(), "");
+        assert_eq!(output.status.code(), OK, "{}", stderr(&output));
+        let said = stderr(&output);
+        (said.contains("native sidecar"), said.contains("classic sidecar"))
+    };
+    assert_eq!(sidecar(&[]), (true, false));
+    assert_eq!(sidecar(&["--kubernetes", "1.28"]), (false, true));
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), "kubernetes: '1.28'\n").expect("written");
+    let operator = ["--operator", file.path().to_str().expect("UTF-8")];
+    assert_eq!(sidecar(&operator), (false, true));
+    assert_eq!(sidecar(&[&operator[..], &["--kubernetes", "1.29"]].concat()), (true, false));
+    let wrong = tidegate(&["inject", "--kubernetes", "new", "-f", "deployment.yaml"], "");
+    assert_eq!((wrong.status.code(), stdout(&wrong)), (CONFIG, ""));
+    assert!(stderr(&wrong).contains("kubernetes \"new\" must be a version"), "{}", stderr(&wrong));
+}
+
+#[test]
 fn lint_names_file_document_object_key_value_and_what_is_allowed() {
     let output = tidegate(&["lint", "-f", "mistakes.yaml"], "");
     assert_eq!(output.status.code(), FAILED);

@@ -291,11 +291,7 @@ impl Operator {
     /// ports by their names.
     pub(super) fn native(&self, by_name: bool) -> bool {
         let needed = if by_name { NATIVE_PORTS } else { NATIVE };
-        match self.sidecar {
-            Sidecar::Native => true,
-            Sidecar::Classic => false,
-            Sidecar::Auto => self.version().is_some_and(|version| version >= needed),
-        }
+        self.sidecar != Sidecar::Classic && self.version().is_some_and(|version| version >= needed)
     }
 
     /// `1.33`, `v1.33.2`

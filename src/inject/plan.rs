@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::annotations::{self, Wishes};
 use super::names::{self, Names};
-use super::operator::{Capture, Operator, Terms};
+use super::operator::{Capture, Operator, Sidecar, Terms};
 use super::original::Replaced;
 use super::ports::{self, Ports};
 use super::rewrite::{self, PROBES};
@@ -154,15 +154,20 @@ pub(super) fn decide<'a>(
 
 /// Whether the sidecar is an init container that is kept running.
 fn native(operator: &Operator, names: &Names, warnings: &mut Vec<String>) -> bool {
-    let by_name = names.any_moved();
-    let allowed = operator.native(by_name);
-    if allowed && let Some(found) = &names.shadow {
-        warnings.push(format!(
-            "{found} has a port of the same name, which Services would find before a native sidecar's: the sidecar is an \
-             ordinary container"
-        ));
-    }
-    allowed && names.shadow.is_none()
+    let allowed = operator.native(names.any_moved());
+    let why = match &names.shadow {
+        Some(found) if allowed => format!(
+            "{found} has a port of the same name, which Services would find before a native sidecar's"
+        ),
+        _ if operator.sidecar == Sidecar::Native && !allowed => format!(
+            "Services find a native sidecar's ports by their names from Kubernetes 1.33 on, and the operator's \
+             `kubernetes` says {}",
+            operator.kubernetes
+        ),
+        _ => return allowed,
+    };
+    warnings.push(format!("{why}: the sidecar is an ordinary container"));
+    false
 }
 
 fn mode(

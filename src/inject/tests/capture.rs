@@ -106,6 +106,19 @@ fn older_clusters_get_an_ordinary_container() {
         with(numbered, "/metadata/annotations/tidegate.dev~1include-inbound-ports", json!("8080"));
     assert_eq!(with_version("1.32", &numbered), "native");
 
+    // Whatever the operator would rather have: else Services would find nobody.
+    let native = operator("{sidecar: native, kubernetes: '1.32'}");
+    let injected = inject_with(&listen(), &Context::default(), &native);
+    assert_eq!(injected.names("containers"), ["app", "tidegate"]);
+    injected.warns("`kubernetes` says 1.32: the sidecar is an ordinary container");
+    for (pod, operator) in
+        [(&listen(), "{sidecar: native}"), (&numbered, "{sidecar: native, kubernetes: '1.32'}")]
+    {
+        let injected = inject_with(pod, &Context::default(), &super::operator(operator));
+        assert_eq!(injected.status()["sidecar"], "native");
+        assert!(!injected.warnings.iter().any(|warning| warning.contains("ordinary")));
+    }
+
     let old = operator("sidecar: classic");
     let injected = inject_with(&pod(), &Context::default(), &old);
     assert_eq!(injected.container("containers", CONTAINER)["restartPolicy"], Value::Null);
