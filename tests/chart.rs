@@ -48,6 +48,8 @@ fn the_operators_file_is_the_charts() {
         let operator = operator(&objects);
         assert_eq!(operator.mistakes(), Vec::<String>::new(), "{values}");
         assert_eq!(operator.ceilings.contains_key("limit"), values == "everything", "{values}");
+        let ranges = operator.namespaces.values().flat_map(|namespace| &namespace.limit_ranges);
+        assert_eq!(ranges.count(), usize::from(values == "everything"), "{values}");
         assert_eq!(operator.uid.is_none(), values == "openshift", "{values}");
         assert_eq!(operator.revision == "canary", values == "revision", "{values}");
     }

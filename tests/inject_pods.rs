@@ -11,10 +11,12 @@ mod pods;
 use std::collections::BTreeMap;
 
 use interface::Interface;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{LimitRangeItem, Pod};
 use pods::{Lots, Quality};
 use serde_json::{Value, json};
 use tidegate::inject::{self, Context, Operator, Outcome, PodSecurity};
+use tidegate::webhook;
 
 const PODS: u64 = 600;
 
@@ -239,23 +241,48 @@ fn p12_limit_ranges_stay_kept() {
     ]
     .map(|items| serde_json::from_value(items).expect("LimitRanges"))
     .into();
-    let mut kept = 0;
-    for seed in 0..PODS {
-        let pod = pods::pod(&mut Lots::new(seed));
-        for ranges in &ranges {
+    let (mut kept, mut otherwise) = (0, 0);
+    for ranges in &ranges {
+        // As the webhook comes to know of them.
+        let limits = serde_json::to_value(ranges).expect("JSON");
+        let operator = json!({"namespaces": {"shop": {"limitRanges": limits}}}).to_string();
+        let operator = Operator::from_yaml(&operator).expect("an operator");
+        for seed in 0..PODS {
+            let pod = pods::pod(&mut Lots::new(seed));
             if !pods::within(&pod, ranges) {
                 continue; // would not have been admitted
             }
-            let context =
-                Context { limit_ranges: ranges.clone(), ..context(PodSecurity::Privileged) };
-            let outcome = inject::review(&pod, &context, &operator("auto"));
-            let Some(after) = patched(&pod, &outcome) else { continue };
+            let Some(after) = reviewed(&pod, "shop", &operator) else { continue };
             assert!(pods::within(&after, ranges), "seed {seed}: {ranges:?}\n{after:#}");
             assert_eq!(pods::quality(&after), pods::quality(&pod), "seed {seed}");
             kept += 1;
+            let elsewhere = reviewed(&pod, "web", &operator);
+            otherwise += u64::from(elsewhere.is_none_or(|other| !pods::within(&other, ranges)));
         }
     }
     assert!(kept > 200, "only {kept}");
+    assert!(otherwise > 50, "only {otherwise} would not have been admitted without");
+}
+
+/// The pod with what the webhook would answer to its review in this namespace.
+fn reviewed(pod: &Value, namespace: &str, operator: &Operator) -> Option<Value> {
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "1", "operation": "CREATE", "namespace": namespace,
+            "resource": {"group": "", "version": "v1", "resource": "pods"}, "object": pod,
+        },
+    });
+    let bytes = review.to_string();
+    let reviewed = webhook::review::review(bytes.as_bytes(), Context::default(), operator);
+    let answer: Value =
+        serde_json::from_slice(&reviewed.expect("a review").answer).expect("an answer");
+    let ByteString(patch) =
+        serde_json::from_value(answer.pointer("/response/patch")?.clone()).expect("base64");
+    let mut patched = pod.clone();
+    let patch: json_patch::Patch = serde_json::from_slice(&patch).expect("a patch");
+    json_patch::patch(&mut patched, &patch).expect("a patch that applies");
+    Some(patched)
 }
 
 #[test]

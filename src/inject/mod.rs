@@ -19,6 +19,7 @@ mod original;
 mod plan;
 mod ports;
 mod quantity;
+mod ranges;
 mod refuse;
 mod resources;
 mod rewrite;
@@ -38,6 +39,7 @@ pub use operator::{
     Capture, Namespace, Operator, OperatorError, Otlp, OtlpProtocol, PullPolicy, Quantities,
     Resources, Sidecar,
 };
+pub use ranges::{About, LimitRange};
 
 /// What is known of the place a pod is made in.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -52,7 +54,7 @@ pub struct Context {
     pub job: bool,
     /// The workload the pod belongs to, if somebody knows better than its owner references do.
     pub workload: Option<String>,
-    /// The limits of the namespace's LimitRanges, if they are known.
+    /// Of the namespace's LimitRanges what is known beside what the operator says of them.
     pub limit_ranges: Vec<LimitRangeItem>,
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::annotations;
 use super::quantity::Quantity;
+use super::ranges::LimitRange;
 
 /// What the operator decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +64,9 @@ pub struct Namespace {
     /// In place of the operator's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_annotations: Option<Vec<String>>,
+    /// The `spec.limits` of its LimitRanges, all of them: within these sidecars stay.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limit_ranges: Vec<LimitRange>,
 }
 
 /// `imagePullPolicy`
@@ -187,6 +191,7 @@ pub(super) struct Terms<'a> {
     pub(super) defaults: BTreeMap<String, String>,
     pub(super) ceilings: BTreeMap<String, String>,
     pub(super) allowed: &'a [String],
+    pub(super) limit_ranges: &'a [LimitRange],
 }
 
 /// The first version that has native sidecars without asking for them.
@@ -260,9 +265,14 @@ impl Operator {
         }
         check_words("", &self.defaults, &self.ceilings, Some(&self.allowed_annotations), &mut say);
         for (name, namespace) in &self.namespaces {
-            let Namespace { capture: _, defaults, ceilings, allowed_annotations } = namespace;
+            let Namespace { capture: _, defaults, ceilings, allowed_annotations, limit_ranges } =
+                namespace;
             let within = format!("namespaces.{name}.");
             check_words(&within, defaults, ceilings, allowed_annotations.as_deref(), &mut say);
+            for (at, range) in limit_ranges.iter().enumerate() {
+                let wrong = range.mistakes();
+                wrong.iter().for_each(|wrong| say(format!("{within}limitRanges[{at}].{wrong}")));
+            }
         }
         mistakes
     }
@@ -284,6 +294,7 @@ impl Operator {
             allowed: own
                 .and_then(|own| own.allowed_annotations.as_deref())
                 .unwrap_or(&self.allowed_annotations),
+            limit_ranges: own.map_or(&[], |own| &own.limit_ranges),
         }
     }
 

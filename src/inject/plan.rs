@@ -11,6 +11,7 @@ use super::names::{self, Names};
 use super::operator::{Capture, Operator, Sidecar, Terms};
 use super::original::Replaced;
 use super::ports::{self, Ports};
+use super::ranges::LimitRange;
 use super::rewrite::{self, PROBES};
 use super::seen::{Seen, is_of_mesh};
 use super::workload::{self, Workload};
@@ -117,11 +118,12 @@ pub(super) fn decide<'a>(
             "it is a Job's, and its sidecar would be an ordinary container, which keeps the Job from ending: {why}"
         ));
     }
-    let resources =
-        match resources::of(seen, &wishes, &defaults, terms.operator, &context.limit_ranges) {
-            Ok(resources) => resources,
-            Err(why) => return Verdict::Refuse(why),
-        };
+    let ranges = terms.limit_ranges.iter().map(LimitRange::item);
+    let ranges: Vec<_> = ranges.chain(context.limit_ranges.iter().cloned()).collect();
+    let resources = match resources::of(seen, &wishes, &defaults, terms.operator, &ranges) {
+        Ok(resources) => resources,
+        Err(why) => return Verdict::Refuse(why),
+    };
     let app_probes = app_probes(seen, kept, &ports);
     let mut workload = workload::of(&seen.meta);
     if let Some(name) = &context.workload {

@@ -58,6 +58,8 @@ class Rendered(unittest.TestCase):
             {"operator": {"uid": 0}},
             {"operator": {"ceilings": {"limit": {"most": 5}}}},
             {"operator": {"otlp": {"endpoint": "jaeger:4317"}}},
+            {"operator": {"namespaces": {"a": {"limitRanges": [{"type": "Containers"}]}}}},
+            {"operator": {"namespaces": {"a": {"limitRanges": [{"type": "Pod", "maximum": {"cpu": 1}}]}}}},
             {"certificates": {"source": "letsencrypt"}},
             {"certificates": {"source": "provided"}},
             {"policies": {"requireSidecar": {"enabled": True, "actions": ["Deny", "Warn"]}}},

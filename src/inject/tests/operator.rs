@@ -130,7 +130,7 @@ otlp: {endpoint: collector:4317}
 defaults: {limit: many, capture: listen}
 ceilings: {mode: off, limit.80: '5'}
 allowedAnnotations: [limits, admin]
-namespaces: {a: {defaults: {nope: '1'}}}",
+namespaces: {a: {defaults: {nope: '1'}, limitRanges: [{type: Pod, max: {memory: much}}, {type: Container, min: {cpu: 0}}]}}",
     )
     .expect_err("wrong")
     .to_string();
@@ -149,12 +149,20 @@ namespaces: {a: {defaults: {nope: '1'}}}",
         "\"limits\"",
         "\"admin\"",
         "namespaces.a.defaults.nope",
+        "namespaces.a.limitRanges[0].max.memory \"much\"",
     ] {
         assert!(said.contains(part), "{part} is not in\n{said}");
     }
-    for unknown in
-        ["imag: a", "resources: {request: {}}", "sidecar: none", "otlp: {protocol: http}"]
-    {
+    assert!(!said.contains("limitRanges[1]"), "{said}");
+    for unknown in [
+        "imag: a",
+        "resources: {request: {}}",
+        "sidecar: none",
+        "otlp: {protocol: http}",
+        "namespaces: {a: {limitRanges: [{type: Container, maximum: {cpu: 1}}]}}",
+        "namespaces: {a: {limitRanges: [{type: Containers}]}}",
+        "namespaces: {a: {limitRanges: [{max: {cpu: 1}}]}}",
+    ] {
         Operator::from_yaml(unknown).expect_err(unknown);
     }
     assert_eq!(Operator::from_yaml("").expect("nothing said"), Operator::default());
