@@ -37,7 +37,7 @@ const WORDS: [Word; 7] = [
     Word {
         name: "capture",
         allowed: CAPTURES,
-        default: "`auto`: `redirect` unless Pod Security or a mesh forbids it",
+        default: "`auto`: `redirect` unless Pod Security, a mesh or a platform that gives users forbids it",
         help: "how connections get to the gateway: the kernel redirects them, or it listens on ports of its own, to which the names of the application's are moved",
     },
     Word {

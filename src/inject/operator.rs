@@ -98,7 +98,7 @@ pub enum Sidecar {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Capture {
-    /// `redirect` where Pod Security lets us and there is no mesh, else `listen`.
+    /// `redirect` where Pod Security lets us, the user is ours to choose and there is no mesh, else `listen`.
     #[default]
     Auto,
     /// nftables rules, written by an init container with NET_ADMIN.

@@ -186,6 +186,8 @@ fn mode(
     };
     match (wishes.capture.unwrap_or(terms.capture), mesh, level) {
         (Capture::Listen, ..) => Ok(Mode::Listen),
+        // Who gives each namespace users of its own admits no root either.
+        (Capture::Auto, ..) if terms.operator.uid.is_none() => Ok(Mode::Listen),
         (Capture::Auto, None, None) | (Capture::Redirect, None, None) => Ok(Mode::Redirect),
         (Capture::Auto, ..) => Ok(Mode::Listen),
         (Capture::Redirect, Some(mesh), _) => Err(format!(

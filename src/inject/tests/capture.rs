@@ -148,6 +148,13 @@ fn how_traffic_is_captured_depends_on_pod_security_and_mesh() {
     ] {
         assert_eq!(mode(&pod, context), "listen");
     }
+    // OpenShift: an init container that is root would not be admitted.
+    let given = operator("uid: null");
+    let listening = inject_with(&pod(), &plain, &given);
+    assert_eq!(listening.status()["capture"], "listen");
+    assert!(!listening.pod.to_string().contains("NET_ADMIN"));
+    let meant = annotated(&[("capture", "redirect")]);
+    assert_eq!(inject_with(&meant, &plain, &given).status()["capture"], "redirect");
     let redirect =
         |pod: Value| with(pod, "/metadata/annotations/tidegate.dev~1capture", json!("redirect"));
     let refused = |pod, context| refused_with(&redirect(pod), context, &Operator::default());
