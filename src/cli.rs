@@ -119,7 +119,7 @@ pub struct Pod {
     /// What settings cannot exceed, whoever says so, such as {"limit":"500"}
     #[arg(long, value_name = "JSON", help_heading = "In a pod")]
     pub ceilings: Option<String>,
-    /// The only settings that annotations and the ConfigMap may change, separated by commas [default: all but the operator's own]
+    /// The only settings that annotations and the ConfigMap may change, separated by commas, or none [default: all but the operator's own]
     #[arg(long, value_name = "KEYS", help_heading = "In a pod")]
     pub allowed_annotations: Option<String>,
     /// Have the API server tell at once about the pod's annotations and its deletion; wants RBAC
@@ -272,6 +272,9 @@ pub struct Manifests {
     /// What the cluster's operator decides, as YAML; without it, what is built in
     #[arg(long, value_name = "FILE")]
     pub operator: Option<PathBuf>,
+    /// The oldest Kubernetes of the cluster, such as 1.28, whatever the operator's file says
+    #[arg(long, value_name = "VERSION")]
+    pub kubernetes: Option<String>,
     /// What Pod Security enforces, in namespaces that the manifests do not define
     #[arg(long, value_name = "LEVEL", default_value = "privileged", value_parser = ["privileged", "baseline", "restricted"])]
     pub pod_security: String,

@@ -162,6 +162,10 @@ fn manifests(args: &cli::Manifests) -> Result<(Vec<Source>, Operator, PodSecurit
             Err(wrong) => problems.extend(wrong.iter().map(|w| format!("{}: {w}", path.display()))),
         }
     }
+    if let Some(version) = &args.kubernetes {
+        operator.kubernetes.clone_from(version);
+        problems.extend(operator.mistakes());
+    }
     let level = PodSecurity::of_label(Some(&args.pod_security));
     if problems.is_empty() { Ok((sources, operator, level)) } else { Err(problems) }
 }

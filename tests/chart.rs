@@ -48,8 +48,23 @@ fn the_operators_file_is_the_charts() {
         let operator = operator(&objects);
         assert_eq!(operator.mistakes(), Vec::<String>::new(), "{values}");
         assert_eq!(operator.ceilings.contains_key("limit"), values == "everything", "{values}");
+        let ranges = operator.namespaces.values().flat_map(|namespace| &namespace.limit_ranges);
+        assert_eq!(ranges.count(), usize::from(values == "everything"), "{values}");
         assert_eq!(operator.uid.is_none(), values == "openshift", "{values}");
+        let privileged = captures(&operator).contains("NET_ADMIN");
+        assert_eq!(privileged, ["default", "revision"].contains(&values), "{values}");
         assert_eq!(operator.revision == "canary", values == "revision", "{values}");
+    }
+}
+
+/// What a pod that says nothing of it is given, as text.
+fn captures(operator: &Operator) -> String {
+    let pod = serde_json::json!({ "spec": { "containers": [
+        { "name": "web", "ports": [{ "name": "http", "containerPort": 8080 }] },
+    ] } });
+    match inject::review(&pod, &Context::default(), operator) {
+        Outcome::Patched { patch, .. } => patch.to_string(),
+        other => panic!("{other:?}"),
     }
 }
 

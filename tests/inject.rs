@@ -181,6 +181,60 @@ fn operators_decide() {
 }
 
 #[test]
+fn limit_ranges_among_the_manifests_are_kept() {
+    let range = "---\napiVersion: v1\nkind: LimitRange\nmetadata: {name: small, namespace: web}\nspec:\n  limits:\n  - {type: Container, \
+                 min: {cpu: 50m}, max: {memory: 300Mi, cpu: 2}, maxLimitRequestRatio: {memory: 2}}\n";
+    let sidecar = |text: &str| {
+        let output = tidegate(&["inject"], text);
+        assert_eq!(output.status.code(), OK, "{}", stderr(&output));
+        let all = data(stdout(&output));
+        let init = all[0].pointer("/spec/template/spec/initContainers").expect("injected");
+        let sidecar = init.as_array().and_then(|all| all.last()).expect("the sidecar");
+        sidecar["resources"].clone()
+    };
+    let shop = manifest("deployment.yaml");
+    let usual =
+        json!({"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}});
+    assert_eq!(sidecar(&shop), usual);
+    let within =
+        json!({"requests": {"cpu": "50m", "memory": "67108864"}, "limits": {"memory": "128Mi"}});
+    assert_eq!(sidecar(&format!("{shop}{range}")), within);
+    assert_eq!(
+        sidecar(&format!("{shop}{}", range.replace("namespace: web", "namespace: dev"))),
+        usual
+    );
+    // The pod's own container has 256Mi of them.
+    let pod = range.replace("Container", "Pod").replace("300Mi", "256Mi");
+    let refused = tidegate(&["inject"], &format!("{shop}{pod}"));
+    assert_eq!(refused.status.code(), FAILED);
+    assert!(
+        stderr(&refused).contains("the namespace's LimitRange lets a pod have 256Mi"),
+        "{}",
+        stderr(&refused)
+    );
+}
+
+#[test]
+fn older_clusters_get_what_they_take() {
+    let sidecar = |arguments: &[&str]| {
+        let output = tidegate(&[&["inject", "-f", "deployment.yaml"], arguments].concat(), "");
+        assert_eq!(output.status.code(), OK, "{}", stderr(&output));
+        let said = stderr(&output);
+        (said.contains("native sidecar"), said.contains("classic sidecar"))
+    };
+    assert_eq!(sidecar(&[]), (true, false));
+    assert_eq!(sidecar(&["--kubernetes", "1.28"]), (false, true));
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), "kubernetes: '1.28'\n").expect("written");
+    let operator = ["--operator", file.path().to_str().expect("UTF-8")];
+    assert_eq!(sidecar(&operator), (false, true));
+    assert_eq!(sidecar(&[&operator[..], &["--kubernetes", "1.29"]].concat()), (true, false));
+    let wrong = tidegate(&["inject", "--kubernetes", "new", "-f", "deployment.yaml"], "");
+    assert_eq!((wrong.status.code(), stdout(&wrong)), (CONFIG, ""));
+    assert!(stderr(&wrong).contains("kubernetes \"new\" must be a version"), "{}", stderr(&wrong));
+}
+
+#[test]
 fn lint_names_file_document_object_key_value_and_what_is_allowed() {
     let output = tidegate(&["lint", "-f", "mistakes.yaml"], "");
     assert_eq!(output.status.code(), FAILED);

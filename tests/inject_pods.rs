@@ -11,10 +11,12 @@ mod pods;
 use std::collections::BTreeMap;
 
 use interface::Interface;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{LimitRangeItem, Pod};
 use pods::{Lots, Quality};
 use serde_json::{Value, json};
 use tidegate::inject::{self, Context, Operator, Outcome, PodSecurity};
+use tidegate::webhook;
 
 const PODS: u64 = 600;
 
@@ -33,8 +35,9 @@ fn patched(pod: &Value, outcome: &Outcome) -> Option<Value> {
     Some(patched)
 }
 
-/// As typed as the API server does it, and nothing is lost on the way.
+/// As typed as the API server does it, and nothing is lost on the way; nor does it mind a name.
 fn round_trip(pod: &Value) -> Pod {
+    assert_eq!(pods::misnamed(pod), [""; 0], "{pod:#}");
     let typed: Pod = serde_json::from_value(pod.clone()).unwrap_or_else(|e| panic!("{e}: {pod:#}"));
     assert_eq!(&serde_json::to_value(&typed).expect("JSON"), pod);
     typed
@@ -76,6 +79,36 @@ fn p12_what_comes_out_is_a_pod_and_the_same_pod_after_a_second_look() {
     });
     // Of all kinds enough.
     assert!(injected > PODS / 2 && refused > PODS / 20, "{injected} injected, {refused} refused");
+}
+
+/// A Service that goes by a name comes to the gateway where it came to a gated port, and nowhere else than before
+/// otherwise.
+#[test]
+fn p12_names_of_ports_lead_to_the_gateway_or_where_they_led() {
+    let mut seen = BTreeMap::new();
+    for_all(|seed, pod, _, _, outcome| {
+        let Some(after) = patched(pod, outcome) else { return };
+        let status = after.pointer("/metadata/annotations/tidegate.dev~1status").expect("told");
+        let status: Value = serde_json::from_str(status.as_str().expect("a text")).expect("JSON");
+        let gated = status["ports"].as_array().into_iter().flatten();
+        let gateways: BTreeMap<_, _> = gated
+            .filter_map(|port| Some((port["port"].as_u64()?, port["listen"].as_u64()?)))
+            .collect();
+        for name in pods::port_names(pod) {
+            let before = pods::find_port(pod, &name);
+            let of_init =
+                before.as_ref().is_some_and(|(container, _)| container.starts_with("init-"));
+            let listen =
+                before.as_ref().and_then(|(_, port)| gateways.get(port)).filter(|_| !of_init);
+            let expected = match listen {
+                Some(listen) => Some(("tidegate".to_owned(), *listen)),
+                None => before,
+            };
+            *seen.entry((listen.is_some(), status["sidecar"] == "native")).or_insert(0) += 1;
+            assert_eq!(pods::find_port(&after, &name), expected, "seed {seed}: {name}\n{after:#}");
+        }
+    });
+    assert!(seen.len() == 4 && seen.values().all(|seen| *seen > 20), "{seen:?}");
 }
 
 #[test]
@@ -208,23 +241,48 @@ fn p12_limit_ranges_stay_kept() {
     ]
     .map(|items| serde_json::from_value(items).expect("LimitRanges"))
     .into();
-    let mut kept = 0;
-    for seed in 0..PODS {
-        let pod = pods::pod(&mut Lots::new(seed));
-        for ranges in &ranges {
+    let (mut kept, mut otherwise) = (0, 0);
+    for ranges in &ranges {
+        // As the webhook comes to know of them.
+        let limits = serde_json::to_value(ranges).expect("JSON");
+        let operator = json!({"namespaces": {"shop": {"limitRanges": limits}}}).to_string();
+        let operator = Operator::from_yaml(&operator).expect("an operator");
+        for seed in 0..PODS {
+            let pod = pods::pod(&mut Lots::new(seed));
             if !pods::within(&pod, ranges) {
                 continue; // would not have been admitted
             }
-            let context =
-                Context { limit_ranges: ranges.clone(), ..context(PodSecurity::Privileged) };
-            let outcome = inject::review(&pod, &context, &operator("auto"));
-            let Some(after) = patched(&pod, &outcome) else { continue };
+            let Some(after) = reviewed(&pod, "shop", &operator) else { continue };
             assert!(pods::within(&after, ranges), "seed {seed}: {ranges:?}\n{after:#}");
             assert_eq!(pods::quality(&after), pods::quality(&pod), "seed {seed}");
             kept += 1;
+            let elsewhere = reviewed(&pod, "web", &operator);
+            otherwise += u64::from(elsewhere.is_none_or(|other| !pods::within(&other, ranges)));
         }
     }
     assert!(kept > 200, "only {kept}");
+    assert!(otherwise > 50, "only {otherwise} would not have been admitted without");
+}
+
+/// The pod with what the webhook would answer to its review in this namespace.
+fn reviewed(pod: &Value, namespace: &str, operator: &Operator) -> Option<Value> {
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "1", "operation": "CREATE", "namespace": namespace,
+            "resource": {"group": "", "version": "v1", "resource": "pods"}, "object": pod,
+        },
+    });
+    let bytes = review.to_string();
+    let reviewed = webhook::review::review(bytes.as_bytes(), Context::default(), operator);
+    let answer: Value =
+        serde_json::from_slice(&reviewed.expect("a review").answer).expect("an answer");
+    let ByteString(patch) =
+        serde_json::from_value(answer.pointer("/response/patch")?.clone()).expect("base64");
+    let mut patched = pod.clone();
+    let patch: json_patch::Patch = serde_json::from_slice(&patch).expect("a patch");
+    json_patch::patch(&mut patched, &patch).expect("a patch that applies");
+    Some(patched)
 }
 
 #[test]

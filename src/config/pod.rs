@@ -109,20 +109,22 @@ pub(super) struct Pod {
 }
 
 impl Pod {
-    /// Let tenants change these settings, and no others; `*` is all.
+    /// Let tenants change these settings, and no others; `*` is all, `none` or nothing is none.
     pub(super) fn allow(&mut self, keys: &str) {
-        let keys: Vec<_> = keys.split(',').map(|key| key.trim().to_owned()).collect();
+        let keys = keys.split(',').map(|key| key.trim().to_owned());
+        let keys: Vec<_> = keys.filter(|key| !key.is_empty() && key != "none").collect();
         self.allowed = (!keys.iter().any(|key| key == "*")).then_some(keys);
     }
 
     /// Why tenants may not change this setting, if they may not.
     fn forbids(&self, key: &Key) -> Option<String> {
         let allowed = self.allowed.as_ref()?;
-        let problem = || {
-            format!(
+        let problem = || match allowed.as_slice() {
+            [] => "is not heeded: the operator allows none of the settings".into(),
+            some => format!(
                 "is not heeded: of the settings, the operator allows only {}",
-                allowed.join(", ")
-            )
+                some.join(", ")
+            ),
         };
         (!allowed.iter().any(|one| one == key.name)).then(problem)
     }

@@ -371,6 +371,15 @@ fn what_the_operator_does_not_allow_is_not_heeded_and_said() {
         assert_eq!((limit(&now), mode(&now)), (Some(1), Mode::Observe));
         assert!(reasons(&now).contains(&(source.label(), "unused")), "{:?}", reasons(&now));
     }
+    for nothing in ["", "none", " , "] {
+        let now = layers(&[
+            ("TIDEGATE_LIMIT", "1"),
+            ("TIDEGATE_ALLOWED_ANNOTATIONS", nothing),
+            ("TIDEGATE_TEMPLATE_ANNOTATIONS", r#"{"limit":"2"}"#),
+        ]);
+        let (now, _) = now.hear(Source::Annotations, pairs(&[("limit", "3")]));
+        assert_eq!(limit(&now), Some(1), "{nothing:?}");
+    }
     let all = layers(&[
         ("TIDEGATE_ALLOWED_ANNOTATIONS", "*"),
         ("TIDEGATE_TEMPLATE_ANNOTATIONS", r#"{"limit":"2"}"#),

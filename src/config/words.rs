@@ -112,8 +112,12 @@ impl PodTexts {
         }
     }
 
-    /// Take the variable if it is one of these; an empty one says nothing.
+    /// Take the variable if it is one of these; an empty one says nothing, but an empty list is one.
     fn take(&mut self, name: &str, text: &str) -> bool {
+        if name == "ALLOWED_ANNOTATIONS" {
+            self.allowed = Some(text.to_owned());
+            return true;
+        }
         let text = Some(text).filter(|text| !text.is_empty());
         match name {
             "ANNOTATIONS" => self.annotations = text.map(PathBuf::from),
@@ -121,7 +125,6 @@ impl PodTexts {
             "WORKLOAD" => self.workload = text.map(str::to_owned),
             "TEMPLATE_ANNOTATIONS" => self.template_annotations = text.map(str::to_owned),
             "CEILINGS" => self.ceilings = text.map(str::to_owned),
-            "ALLOWED_ANNOTATIONS" => self.allowed = text.map(str::to_owned),
             "WATCH_OWN_POD" => self.watch = text == Some("true"),
             _ => return false,
         }

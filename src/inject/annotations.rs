@@ -37,7 +37,7 @@ const WORDS: [Word; 7] = [
     Word {
         name: "capture",
         allowed: CAPTURES,
-        default: "`auto`: `redirect` unless Pod Security or a mesh forbids it",
+        default: "`auto`: `redirect` unless Pod Security, a mesh or a platform that gives users forbids it",
         help: "how connections get to the gateway: the kernel redirects them, or it listens on ports of its own, to which the names of the application's are moved",
     },
     Word {
@@ -124,10 +124,12 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// What these annotations ask for, and every mistake in them.
+/// What these annotations ask for, and every mistake in them. `guaranteed`: they are of a pod where every container
+/// asks for all that it may use.
 pub(super) fn judge(
     annotations: &BTreeMap<String, String>,
     terms: &Terms<'_>,
+    guaranteed: bool,
 ) -> (Wishes, Vec<Mistake>) {
     let mut wishes = Wishes::default();
     let mut mistakes = Vec::new();
@@ -145,7 +147,7 @@ pub(super) fn judge(
         } else if alpha {
             Err("is no annotation of this version; none begins with `alpha.`".to_owned())
         } else {
-            one(name, value, terms, &mut wishes)
+            one(name, value, terms, guaranteed, &mut wishes)
         };
         if let Err(problem) = judged {
             mistakes.push(Mistake { key: key.clone(), value: value.clone(), problem });
@@ -241,26 +243,31 @@ pub fn annotations_table() -> String {
     table
 }
 
-fn one(name: &str, value: &str, terms: &Terms<'_>, wishes: &mut Wishes) -> Result<(), String> {
+fn one(
+    name: &str,
+    value: &str,
+    terms: &Terms<'_>,
+    guaranteed: bool,
+    wishes: &mut Wishes,
+) -> Result<(), String> {
     let plain = name.split_once('.').map_or(name, |(plain, _)| plain);
     let word = WORDS.iter().find(|word| word.name == name);
     let allowed = terms.allowed.iter().any(|known| known == "*" || known == plain);
     let known = word.is_some() || settings::find(plain).is_some();
     if known && !allowed {
-        return Err(format!(
-            "is not heeded: the operator allows only {}",
-            terms.allowed.join(", ")
-        ));
+        return Err(match terms.allowed {
+            [] => "is not heeded: the operator allows none".into(),
+            some => format!("is not heeded: the operator allows only {}", some.join(", ")),
+        });
     }
     if OPERATORS.contains(&plain) {
         return Err("is not heeded: this is the operator's to set, no annotation changes it".into());
     }
     wishes.found.insert(name.to_owned(), value.to_owned());
-    let ceiling = terms.ceilings.get(plain).map(String::as_str);
     match word {
         Some(word) => {
             wish(word, value, wishes)?;
-            match (quantity_of(name), ceiling.and_then(Quantity::parse)) {
+            match (quantity_of(name), ceiling_of(name, terms, guaranteed)) {
                 (Some(of), Some(ceiling)) if of(wishes).as_ref() > Some(&ceiling) => {
                     let problem =
                         format!("is above the operator's ceiling, {ceiling}, which it gets");
@@ -274,6 +281,7 @@ fn one(name: &str, value: &str, terms: &Terms<'_>, wishes: &mut Wishes) -> Resul
             let parsed = setting(name, value)?;
             // The sidecar itself keeps to the ceilings, live changes included.
             wishes.settings.insert(name.to_owned(), value.to_owned());
+            let ceiling = terms.ceilings.get(plain).map(String::as_str);
             match ceiling.map(|ceiling| (ceiling, setting(plain, ceiling))) {
                 Some((ceiling, Ok(most))) if measure(&parsed) > measure(&most) => {
                     Err(format!("is above the operator's ceiling, {ceiling}, which it gets"))
@@ -281,6 +289,21 @@ fn one(name: &str, value: &str, terms: &Terms<'_>, wishes: &mut Wishes) -> Resul
                 _ => Ok(()),
             }
         }
+    }
+}
+
+/// The most that annotations may ask for of a quantity. Who asks for more than the usual limit gets it as the limit,
+/// and in a pod where both are the same a limit is what is asked for: there the other's ceiling counts too.
+fn ceiling_of(name: &str, terms: &Terms<'_>, guaranteed: bool) -> Option<Quantity> {
+    let (own, other) = match name.strip_suffix("-request") {
+        Some(of) => (name, Some(format!("{of}-limit"))),
+        None if guaranteed => (name, Some(name.replace("-limit", "-request"))),
+        None => (name, None),
+    };
+    let ceiling = |name: &str| Quantity::parse(terms.ceilings.get(name)?);
+    match (ceiling(own), other.and_then(|other| ceiling(&other))) {
+        (Some(own), Some(other)) => Some(if other < own { other } else { own }),
+        (own, other) => own.or(other),
     }
 }
 

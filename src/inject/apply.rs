@@ -115,7 +115,7 @@ fn rewrite_applications(
             PreStop::Waits { slept } => longest = longest.max(Some(slept)),
             PreStop::Own => own_hooks.push(name.clone()),
         }
-        if let Some(names) = plan.renamed.get(&name) {
+        if let Some(names) = plan.names.renamed.get(&name) {
             rewrite::rename_ports(container, names);
             let back = |(old, new): (&String, &String)| (new.clone(), old.clone());
             replaced.ports = names.iter().map(back).collect::<BTreeMap<_, _>>();
@@ -187,7 +187,7 @@ fn place(pod: &mut Value, bare: &Bare, pieces: &Pieces, native: bool) {
 fn status(plan: &Plan<'_>, pieces: &Pieces, own_hooks: &[String]) -> Value {
     let ports = plan.ports.gated.iter().map(|port| {
         let mut said = json!({"port": port.port});
-        if let Some(name) = &port.name {
+        if let Some(name) = port.names.first() {
             said["name"] = name.as_str().into();
         }
         if let Some(protocol) = port.protocol() {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::operator::{OtlpProtocol, Terms};
+use super::operator::{Operator, OtlpProtocol, Terms};
 use super::plan::{Mode, Plan};
 use super::rewrite::PROBE_PORT;
 use super::{CAPTURE_CONTAINER, CONTAINER, METRICS_PORT_NAME, annotations};
@@ -16,9 +16,13 @@ use crate::capture::{PortSet, REDIRECT_PORT};
 const CONTROL: &str = "tidegate-control";
 const POD_INFO: &str = "tidegate-podinfo";
 const NAMESPACE: &str = "tidegate-namespace";
+const TOKEN: &str = "tidegate-token";
 
 /// Every volume of ours.
-pub(super) const VOLUME_NAMES: [&str; 3] = [CONTROL, POD_INFO, NAMESPACE];
+pub(super) const VOLUME_NAMES: [&str; 4] = [CONTROL, POD_INFO, NAMESPACE, TOKEN];
+
+/// Where clients of the API server look, and API servers mount a token unless something is there.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// The namespace's ConfigMap with settings.
 const CONFIG_MAP: &str = "tidegate";
@@ -55,8 +59,13 @@ pub(super) fn pieces(
     drain_delay: Option<u64>,
     partial: bool,
 ) -> Result<Pieces, String> {
+    let operator = plan.terms.operator;
     let capture = (plan.mode == Mode::Redirect).then(|| capture(plan));
-    Ok(Pieces { sidecar: sidecar(plan, drain_delay, partial)?, capture, volumes: volumes() })
+    Ok(Pieces {
+        sidecar: sidecar(plan, drain_delay, partial)?,
+        capture,
+        volumes: volumes(operator),
+    })
 }
 
 fn sidecar(plan: &Plan<'_>, drain_delay: Option<u64>, partial: bool) -> Result<Value, String> {
@@ -65,13 +74,12 @@ fn sidecar(plan: &Plan<'_>, drain_delay: Option<u64>, partial: bool) -> Result<V
     let mut ports = vec![json!({
         "name": METRICS_PORT_NAME, "containerPort": METRICS_PORT, "protocol": "TCP",
     })];
-    if plan.mode == Mode::Listen {
-        ports.extend(plan.ports.gated.iter().map(|port| {
-            let unnamed = || format!("tg-{}", port.port);
-            let name = port.name.clone().unwrap_or_else(unnamed);
-            json!({"name": name, "containerPort": port.listen, "protocol": "TCP"})
-        }));
-    }
+    ports.extend(
+        plan.names
+            .sidecar
+            .iter()
+            .map(|(name, port)| json!({"name": name, "containerPort": port, "protocol": "TCP"})),
+    );
     let profile = match &operator.seccomp_profile {
         Some(profile) => json!({"type": "Localhost", "localhostProfile": profile}),
         None => json!({"type": "RuntimeDefault"}),
@@ -116,6 +124,10 @@ fn sidecar(plan: &Plan<'_>, drain_delay: Option<u64>, partial: bool) -> Result<V
     if let Some(uid) = operator.uid {
         container["securityContext"]["runAsUser"] = uid.into();
         container["securityContext"]["runAsGroup"] = uid.into();
+    }
+    if operator.watch_own_pod {
+        let mounts = container["volumeMounts"].as_array_mut().expect("made above");
+        mounts.push(read(TOKEN, SERVICE_ACCOUNT));
     }
     if plan.native {
         container["restartPolicy"] = "Always".into();
@@ -198,8 +210,11 @@ fn env(plan: &Plan<'_>, partial: bool) -> Result<Vec<Value>, String> {
     if partial {
         set("TIDEGATE_DRAIN_PARTIAL", "true".into())?;
     }
-    if !plan.terms.allowed.iter().any(|key| key == "*") {
-        set("TIDEGATE_ALLOWED_ANNOTATIONS", plan.terms.allowed.join(","))?;
+    match plan.terms.allowed {
+        // To older sidecars an empty variable says nothing, which is all; no setting is called `none`.
+        [] => set("TIDEGATE_ALLOWED_ANNOTATIONS", "none".into())?,
+        all if all.iter().any(|key| key == "*") => {}
+        some => set("TIDEGATE_ALLOWED_ANNOTATIONS", some.join(","))?,
     }
     for (name, value) in [
         ("TIDEGATE_TEMPLATE_ANNOTATIONS", inert(&json!(plan.found))),
@@ -273,8 +288,8 @@ fn capture(plan: &Plan<'_>) -> Value {
     })
 }
 
-fn volumes() -> Vec<Value> {
-    vec![
+fn volumes(operator: &Operator) -> Vec<Value> {
+    let mut volumes = vec![
         // In memory: cluster autoscalers take other emptyDirs for data that binds a pod to its node.
         json!({"name": CONTROL, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}),
         json!({"name": POD_INFO, "downwardAPI": {"defaultMode": 292, "items": [
@@ -283,7 +298,18 @@ fn volumes() -> Vec<Value> {
         json!({"name": NAMESPACE, "configMap": {
             "name": CONFIG_MAP, "optional": true, "defaultMode": 292,
         }}),
-    ]
+    ];
+    if operator.watch_own_pod {
+        // As Kubernetes makes it for pods that want one, but for the sidecar alone: the application may do without.
+        volumes.push(json!({"name": TOKEN, "projected": {"defaultMode": 420, "sources": [
+            {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            {"downwardAPI": {"items": [
+                {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}},
+            ]}},
+        ]}}));
+    }
+    volumes
 }
 
 /// `8080,9000-9100`, one argument without spaces.

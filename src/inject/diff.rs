@@ -33,6 +33,12 @@ fn compare(path: &PointerBuf, from: &Value, to: &Value, operations: &mut Vec<Pat
         (Value::Array(before), Value::Array(after)) if same_order(before, after) => {
             list(path, before, after, operations);
         }
+        // One port may have two names.
+        (Value::Array(before), Value::Array(after)) if same_names(before, after) => {
+            for (at, (old, new)) in before.iter().zip(after).enumerate() {
+                compare(&below(path, &at.to_string()), old, new, operations);
+            }
+        }
         _ => operations.push(PatchOperation::Replace(ReplaceOperation {
             path: path.clone(),
             value: to.clone(),
@@ -70,6 +76,12 @@ fn same_order(before: &[Value], after: &[Value]) -> bool {
         of.iter().filter(|name| with.contains(name)).cloned().collect::<Vec<_>>()
     };
     unique(&before) && unique(&after) && common(&before, &after) == common(&after, &before)
+}
+
+/// Whether both have as many elements, the same ones in the same order, as far as names tell.
+fn same_names(before: &[Value], after: &[Value]) -> bool {
+    let named = |(old, new)| name(old).is_some_and(|old| Some(old) == name(new));
+    before.len() == after.len() && before.iter().zip(after).all(named)
 }
 
 /// Containers, volumes and variables have names; ports have numbers, and mounts have paths.
@@ -121,6 +133,12 @@ mod tests {
         assert_eq!(patched(&from, &to), to);
         assert_eq!(patched(&to, &from), from);
         assert!(diff(&to, &to).0.is_empty());
+        let twice = json!({"ports": [{"containerPort": 80, "name": "a"}, {"containerPort": 80, "name": "b"}]});
+        let renamed = json!({"ports": [{"containerPort": 80, "name": "a"}, {"containerPort": 80, "name": "c"}]});
+        assert_eq!(
+            diff(&twice, &renamed).to_string(),
+            r#"[{"op":"replace","path":"/ports/1/name","value":"c"}]"#
+        );
     }
 
     fn tree() -> impl Strategy<Value = Value> {

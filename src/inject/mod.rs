@@ -13,11 +13,13 @@ mod annotations;
 mod apply;
 mod build;
 mod diff;
+mod names;
 mod operator;
 mod original;
 mod plan;
 mod ports;
 mod quantity;
+mod ranges;
 mod refuse;
 mod resources;
 mod rewrite;
@@ -37,6 +39,7 @@ pub use operator::{
     Capture, Namespace, Operator, OperatorError, Otlp, OtlpProtocol, PullPolicy, Quantities,
     Resources, Sidecar,
 };
+pub use ranges::{About, LimitRange};
 
 /// What is known of the place a pod is made in.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -51,7 +54,7 @@ pub struct Context {
     pub job: bool,
     /// The workload the pod belongs to, if somebody knows better than its owner references do.
     pub workload: Option<String>,
-    /// The limits of the namespace's LimitRanges, if they are known.
+    /// Of the namespace's LimitRanges what is known beside what the operator says of them.
     pub limit_ranges: Vec<LimitRangeItem>,
 }
 
@@ -154,7 +157,7 @@ pub fn check_annotations(
     namespace: &str,
     operator: &Operator,
 ) -> Vec<Mistake> {
-    annotations::judge(annotations, &operator.terms(namespace)).1
+    annotations::judge(annotations, &operator.terms(namespace), false).1
 }
 
 /// What a pod needs so that it is again as it was before it had a gateway.

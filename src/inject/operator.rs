@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::annotations;
 use super::quantity::Quantity;
+use super::ranges::LimitRange;
 
 /// What the operator decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +64,9 @@ pub struct Namespace {
     /// In place of the operator's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_annotations: Option<Vec<String>>,
+    /// The `spec.limits` of its LimitRanges, all of them: within these sidecars stay.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limit_ranges: Vec<LimitRange>,
 }
 
 /// `imagePullPolicy`
@@ -94,7 +98,7 @@ pub enum Sidecar {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Capture {
-    /// `redirect` where Pod Security lets us and there is no mesh, else `listen`.
+    /// `redirect` where Pod Security lets us, the user is ours to choose and there is no mesh, else `listen`.
     #[default]
     Auto,
     /// nftables rules, written by an init container with NET_ADMIN.
@@ -187,6 +191,7 @@ pub(super) struct Terms<'a> {
     pub(super) defaults: BTreeMap<String, String>,
     pub(super) ceilings: BTreeMap<String, String>,
     pub(super) allowed: &'a [String],
+    pub(super) limit_ranges: &'a [LimitRange],
 }
 
 /// The first version that has native sidecars without asking for them.
@@ -260,9 +265,14 @@ impl Operator {
         }
         check_words("", &self.defaults, &self.ceilings, Some(&self.allowed_annotations), &mut say);
         for (name, namespace) in &self.namespaces {
-            let Namespace { capture: _, defaults, ceilings, allowed_annotations } = namespace;
+            let Namespace { capture: _, defaults, ceilings, allowed_annotations, limit_ranges } =
+                namespace;
             let within = format!("namespaces.{name}.");
             check_words(&within, defaults, ceilings, allowed_annotations.as_deref(), &mut say);
+            for (at, range) in limit_ranges.iter().enumerate() {
+                let wrong = range.mistakes();
+                wrong.iter().for_each(|wrong| say(format!("{within}limitRanges[{at}].{wrong}")));
+            }
         }
         mistakes
     }
@@ -284,6 +294,7 @@ impl Operator {
             allowed: own
                 .and_then(|own| own.allowed_annotations.as_deref())
                 .unwrap_or(&self.allowed_annotations),
+            limit_ranges: own.map_or(&[], |own| &own.limit_ranges),
         }
     }
 
@@ -291,11 +302,7 @@ impl Operator {
     /// ports by their names.
     pub(super) fn native(&self, by_name: bool) -> bool {
         let needed = if by_name { NATIVE_PORTS } else { NATIVE };
-        match self.sidecar {
-            Sidecar::Native => true,
-            Sidecar::Classic => false,
-            Sidecar::Auto => self.version().is_some_and(|version| version >= needed),
-        }
+        self.sidecar != Sidecar::Classic && self.version().is_some_and(|version| version >= needed)
     }
 
     /// `1.33`, `v1.33.2`

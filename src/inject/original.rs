@@ -196,7 +196,8 @@ fn put_back(container: &mut Value, name: &str, mut replaced: Replaced) -> Replac
         let ours =
             container.get(member).is_some_and(|probe| rewrite::is_our_probe(probe, name, kind));
         if let Some(probe) = replaced.probes.remove(member) {
-            if let (true, Some(now)) = (ours, container[member].as_object_mut()) {
+            let now = container.get_mut(member).and_then(Value::as_object_mut);
+            if let (true, Some(now)) = (ours, now) {
                 now.remove("httpGet");
                 now.extend(probe.as_object().cloned().unwrap_or_default());
             } else {

@@ -7,9 +7,11 @@ use k8s_openapi::api::core::v1::{Container, Probe};
 use serde_json::Value;
 
 use super::annotations::{self, Wishes};
-use super::operator::{Capture, Terms};
+use super::names::{self, Names};
+use super::operator::{Capture, Operator, Sidecar, Terms};
 use super::original::Replaced;
 use super::ports::{self, Ports};
+use super::ranges::LimitRange;
 use super::rewrite::{self, PROBES};
 use super::seen::{Seen, is_of_mesh};
 use super::workload::{self, Workload};
@@ -42,8 +44,8 @@ pub(super) struct Plan<'a> {
     pub(super) workload: Workload,
     /// By `container/kind`, the contract of `--app-probes`.
     pub(super) app_probes: BTreeMap<String, Value>,
-    /// Names of ports that move to the gateway, by container: old and new.
-    pub(super) renamed: BTreeMap<String, BTreeMap<String, String>>,
+    /// Names of ports that move to the gateway.
+    pub(super) names: Names,
     pub(super) warnings: Vec<String>,
 }
 
@@ -72,7 +74,7 @@ pub(super) fn decide<'a>(
         return Verdict::Refuse(why);
     }
     let said = seen.meta.annotations.clone().unwrap_or_default();
-    let (wishes, mistakes) = annotations::judge(&said, terms);
+    let (wishes, mistakes) = annotations::judge(&said, terms, resources::guaranteed(seen));
     let defaults = annotations::defaults(terms);
     let mut warnings: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
 
@@ -97,30 +99,37 @@ pub(super) fn decide<'a>(
         return Verdict::Ungated { why: why.into(), warnings };
     }
 
-    let named = mode == Mode::Listen && ports.gated.iter().any(|port| port.name.is_some());
-    let native = terms.operator.native(named);
-    if (context.job || workload::is_job(&seen.meta)) && !native {
-        return Verdict::Refuse(
-            "it is a Job's, and its sidecar would be an ordinary container, which keeps the Job from ending: \
-             that takes native sidecars, Kubernetes 1.29 (1.33 for named ports in `listen` mode)"
-                .into(),
-        );
-    }
-    let resources =
-        match resources::of(seen, &wishes, &defaults, terms.operator, &context.limit_ranges) {
-            Ok(resources) => resources,
+    let names = match mode {
+        Mode::Redirect => Names::default(),
+        Mode::Listen => match names::moved(seen, &ports, &mut warnings) {
+            Ok(names) => names,
             Err(why) => return Verdict::Refuse(why),
-        };
-    let renamed = if mode == Mode::Listen { renamed(seen, &ports) } else { BTreeMap::new() };
+        },
+    };
+    let native = native(terms.operator, &names, &mut warnings);
+    if (context.job || workload::is_job(&seen.meta)) && !native {
+        let shadowed = names.shadow.as_ref().map(|found| {
+            format!("{found} has a port of the same name, which Services would find first: give it another")
+        });
+        let why = shadowed.unwrap_or_else(|| {
+            "that takes native sidecars, Kubernetes 1.29 (1.33 for named ports in `listen` mode)".into()
+        });
+        return Verdict::Refuse(format!(
+            "it is a Job's, and its sidecar would be an ordinary container, which keeps the Job from ending: {why}"
+        ));
+    }
+    let ranges = terms.limit_ranges.iter().map(LimitRange::item);
+    let ranges: Vec<_> = ranges.chain(context.limit_ranges.iter().cloned()).collect();
+    let resources = match resources::of(seen, &wishes, &defaults, terms.operator, &ranges) {
+        Ok(resources) => resources,
+        Err(why) => return Verdict::Refuse(why),
+    };
     let app_probes = app_probes(seen, kept, &ports);
     let mut workload = workload::of(&seen.meta);
     if let Some(name) = &context.workload {
         workload.name.clone_from(name);
     }
     let grace = seen.spec.termination_grace_period_seconds.unwrap_or(GRACE).max(1).unsigned_abs();
-    if mode == Mode::Listen {
-        beside(&ports, &mut warnings);
-    }
     for container in seen.applications() {
         if let Some(power) = refuse::powers(container) {
             warnings.push(format!(
@@ -140,9 +149,27 @@ pub(super) fn decide<'a>(
         resources,
         workload,
         app_probes,
-        renamed,
+        names,
         warnings,
     }))
+}
+
+/// Whether the sidecar is an init container that is kept running.
+fn native(operator: &Operator, names: &Names, warnings: &mut Vec<String>) -> bool {
+    let allowed = operator.native(names.any_moved());
+    let why = match &names.shadow {
+        Some(found) if allowed => format!(
+            "{found} has a port of the same name, which Services would find before a native sidecar's"
+        ),
+        _ if operator.sidecar == Sidecar::Native && !allowed => format!(
+            "Services find a native sidecar's ports by their names from Kubernetes 1.33 on, and the operator's \
+             `kubernetes` says {}",
+            operator.kubernetes
+        ),
+        _ => return allowed,
+    };
+    warnings.push(format!("{why}: the sidecar is an ordinary container"));
+    false
 }
 
 fn mode(
@@ -159,6 +186,8 @@ fn mode(
     };
     match (wishes.capture.unwrap_or(terms.capture), mesh, level) {
         (Capture::Listen, ..) => Ok(Mode::Listen),
+        // Who gives each namespace users of its own admits no root either.
+        (Capture::Auto, ..) if terms.operator.uid.is_none() => Ok(Mode::Listen),
         (Capture::Auto, None, None) | (Capture::Redirect, None, None) => Ok(Mode::Redirect),
         (Capture::Auto, ..) => Ok(Mode::Listen),
         (Capture::Redirect, Some(mesh), _) => Err(format!(
@@ -200,43 +229,6 @@ fn udp(seen: &Seen, warnings: &mut Vec<String>) {
             ));
         }
     }
-}
-
-/// What in `listen` mode reaches the application without the gateway.
-fn beside(ports: &Ports, warnings: &mut Vec<String>) {
-    for port in &ports.gated {
-        let (number, listen) = (port.port, port.listen);
-        match &port.name {
-            Some(name) => warnings.push(format!(
-                "port {number}: connections come through the gateway where a Service says `targetPort: {name}`; \
-                 with `targetPort: {number}`, or to the pod's address, they pass beside it"
-            )),
-            None => warnings.push(format!(
-                "port {number} has no name that could move to the gateway: give it one, or have Services say \
-                 `targetPort: {listen}`"
-            )),
-        }
-        if port.host_port {
-            warnings.push(format!("port {number} has a hostPort, which leads past the gateway"));
-        }
-    }
-}
-
-/// New names for the ports whose names the gateway takes.
-fn renamed(seen: &Seen, ports: &Ports) -> BTreeMap<String, BTreeMap<String, String>> {
-    let declared = seen.all().flat_map(|container| container.ports.iter().flatten());
-    let mut taken: Vec<String> = declared.filter_map(|port| port.name.clone()).collect();
-    let mut renamed: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    for port in &ports.gated {
-        let (Some(container), Some(name)) = (&port.container, &port.name) else { continue };
-        let usual = format!("app-{}", port.port);
-        let others = (2..).map(|n| format!("app-{}-{n}", port.port));
-        let mut candidates = std::iter::once(usual).chain(others);
-        let new = candidates.find(|new| !taken.contains(new)).expect("numbers do not end");
-        taken.push(new.clone());
-        renamed.entry(container.clone()).or_default().insert(name.clone(), new);
-    }
-    renamed
 }
 
 /// Probes that are asked through the gateway's own port.

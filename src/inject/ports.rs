@@ -1,6 +1,7 @@
 //! Which ports are gated.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use k8s_openapi::api::core::v1::Container;
 
@@ -12,12 +13,20 @@ use crate::capture::{OWN_PORTS, PortSet, REDIRECT_PORT};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Gated {
     pub(super) port: u16,
-    /// Its container and what it is called, if some container declares it.
-    pub(super) container: Option<String>,
-    pub(super) name: Option<String>,
+    /// What containers call it, each name once, in their order; none if nobody has a name for it.
+    pub(super) names: Vec<String>,
     pub(super) host_port: bool,
     /// In `listen` mode, where the gateway listens for it.
     pub(super) listen: u16,
+}
+
+/// A TCP port that a container declares.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Declared<'a> {
+    pub(super) port: u16,
+    pub(super) container: &'a str,
+    pub(super) name: Option<&'a str>,
+    host_port: bool,
 }
 
 /// What is gated.
@@ -52,11 +61,29 @@ const PROTOCOLS: [(&str, &str); 13] = [
 /// In `listen` mode the gateway's port for an application's: easy to remember.
 const LISTEN_OFFSET: u16 = 10_000;
 
+/// Where it is taken: never among the ports of Istio's Envoy, which declares few of them (15000, its admin's, is
+/// 5000 of the application).
+const LISTEN_OTHERWISE: RangeInclusive<u16> = 15_900..=u16::MAX;
+const ENVOYS: RangeInclusive<u16> = 15_000..=15_099;
+
 impl Gated {
-    /// What its name says it carries.
+    fn of(port: u16, declared: &[Declared<'_>]) -> Self {
+        let same = declared.iter().filter(|declared| declared.port == port);
+        let mut names: Vec<String> = Vec::new();
+        for name in same.clone().filter_map(|declared| declared.name) {
+            if !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
+        }
+        Self { port, names, host_port: same.clone().any(|declared| declared.host_port), listen: 0 }
+    }
+
+    /// What its names say it carries.
     pub(super) fn protocol(&self) -> Option<&'static str> {
-        let name = self.name.as_deref()?;
-        PROTOCOLS.iter().find(|(begin, _)| name.starts_with(begin)).map(|(_, protocol)| *protocol)
+        self.names.iter().find_map(|name| {
+            let known = PROTOCOLS.iter().find(|(begin, _)| name.starts_with(begin));
+            known.map(|(_, protocol)| *protocol)
+        })
     }
 }
 
@@ -78,118 +105,105 @@ pub(super) fn gated(
     defaults: &Wishes,
     warnings: &mut Vec<String>,
 ) -> Ports {
-    let declared: Vec<Gated> = seen.applications().flat_map(tcp_ports).collect();
-    let earlier: Vec<Gated> = seen.init().iter().flat_map(tcp_ports).collect();
-    let mut gated = Vec::new();
+    let declared: Vec<Declared<'_>> = seen.applications().flat_map(tcp_ports).collect();
+    let earlier: Vec<Declared<'_>> = seen.init().iter().flat_map(tcp_ports).collect();
+    let mut numbers = BTreeSet::new();
     let mut intervals = Vec::new();
     match wishes.include.as_ref().or(defaults.include.as_ref()) {
         None => {
-            let http = |port: &&Gated| {
-                let name = port.name.as_deref().unwrap_or_default();
-                HTTP.iter().any(|begin| name.starts_with(begin))
+            let http = |port: &&Declared<'_>| {
+                HTTP.iter().any(|begin| port.name.unwrap_or_default().starts_with(begin))
             };
-            gated.extend(declared.iter().filter(http).cloned());
+            numbers.extend(declared.iter().filter(http).map(|port| port.port));
         }
         Some(words) => {
             for word in words {
-                select(word, &declared, &mut gated, &mut intervals, warnings);
+                select(word, &declared, &mut numbers, &mut intervals, warnings);
             }
         }
     }
     let mut without = PortSet::of([[REDIRECT_PORT; 2], [*OWN_PORTS.start(), *OWN_PORTS.end()]]);
     for word in wishes.exclude.as_ref().or(defaults.exclude.as_ref()).into_iter().flatten() {
-        let mut excluded = Vec::new();
+        let mut excluded = BTreeSet::new();
         let mut ranges = Vec::new();
         select(word, &declared, &mut excluded, &mut ranges, warnings);
-        without = without.with(ranges).with(excluded.iter().map(|port| [port.port; 2]));
+        without = without.with(ranges).with(excluded.iter().map(|port| [*port; 2]));
     }
-    for port in &earlier {
-        if gated.iter().any(|gated| gated.port == port.port) {
-            warnings.push(format!(
-                "port {} belongs to the init container {}, which starts before the gateway: it is not gated",
-                port.port,
-                port.container.as_deref().unwrap_or_default(),
-            ));
-        }
+    for port in earlier.iter().filter(|port| numbers.contains(&port.port)) {
+        warnings.push(format!(
+            "port {} belongs to the init container {}, which starts before the gateway: it is not gated",
+            port.port, port.container,
+        ));
     }
     without = without.with(earlier.iter().map(|port| [port.port; 2]));
+    numbers.retain(|port| !without.contains(*port));
 
-    let mut known = BTreeSet::new();
-    gated.retain(|port| !without.contains(port.port) && known.insert(port.port));
-    gated.sort_by_key(|port| port.port);
+    let mut gated: Vec<Gated> = numbers.iter().map(|port| Gated::of(*port, &declared)).collect();
     let redirected =
-        PortSet::of(intervals).with(gated.iter().map(|port| [port.port; 2])).minus(&without);
-    place_listeners(&mut gated, &declared, &earlier);
+        PortSet::of(intervals).with(numbers.iter().map(|port| [*port; 2])).minus(&without);
+    place_listeners(&mut gated, seen.all().flat_map(tcp_ports));
     Ports { gated, redirected }
 }
 
 fn select(
     word: &PortWord,
-    declared: &[Gated],
-    gated: &mut Vec<Gated>,
+    declared: &[Declared<'_>],
+    numbers: &mut BTreeSet<u16>,
     intervals: &mut Vec<[u16; 2]>,
     warnings: &mut Vec<String>,
 ) {
     match word {
         PortWord::All => {
-            gated.extend(declared.iter().cloned());
+            numbers.extend(declared.iter().map(|port| port.port));
             intervals.push([1, u16::MAX]);
         }
         PortWord::Range(first, last) => {
-            let within = declared.iter().filter(|port| (*first..=*last).contains(&port.port));
-            let before = gated.len();
-            gated.extend(within.cloned());
+            let declared = declared.iter().map(|port| port.port);
+            numbers.extend(declared.filter(|port| (*first..=*last).contains(port)));
             intervals.push([*first, *last]);
-            if gated.len() == before && first == last {
+            if first == last {
                 // Nobody has to declare what he listens on.
-                gated.push(Gated {
-                    port: *first,
-                    container: None,
-                    name: None,
-                    host_port: false,
-                    listen: 0,
-                });
+                numbers.insert(*first);
             }
         }
         PortWord::Name(name) => {
-            let before = gated.len();
-            gated.extend(declared.iter().filter(|port| port.name.as_ref() == Some(name)).cloned());
-            if gated.len() == before {
-                let names: Vec<_> =
-                    declared.iter().filter_map(|port| port.name.as_deref()).collect();
+            let called: Vec<_> =
+                declared.iter().filter(|port| port.name == Some(name.as_str())).collect();
+            if called.is_empty() {
+                let names: Vec<_> = declared.iter().filter_map(|port| port.name).collect();
                 let there = match names.as_slice() {
                     [] => "none has a name".to_owned(),
                     names => format!("there are {}", names.join(", ")),
                 };
                 warnings.push(format!("no container has a TCP port called {name}: {there}"));
             }
+            numbers.extend(called.iter().map(|port| port.port));
         }
     }
 }
 
-/// A port that a container declares; without a protocol it is TCP.
-fn tcp_ports(container: &Container) -> impl Iterator<Item = Gated> {
+/// The ports that a container declares; without a protocol they are TCP.
+pub(super) fn tcp_ports(container: &Container) -> impl Iterator<Item = Declared<'_>> {
     let ports = container.ports.iter().flatten();
     let tcp = ports.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
     tcp.filter_map(|port| {
-        Some(Gated {
+        Some(Declared {
             port: u16::try_from(port.container_port).ok().filter(|port| *port != 0)?,
-            container: Some(container.name.clone()),
-            name: port.name.clone().filter(|name| !name.is_empty()),
+            container: &container.name,
+            name: port.name.as_deref().filter(|name| !name.is_empty()),
             host_port: port.host_port.is_some_and(|port| port != 0),
-            listen: 0,
         })
     })
 }
 
 /// Each its own, none that somebody else declares, and the same again whenever it is asked.
-fn place_listeners(gated: &mut [Gated], declared: &[Gated], earlier: &[Gated]) {
-    let mut taken: BTreeSet<u16> = declared.iter().chain(earlier).map(|port| port.port).collect();
-    taken.extend(gated.iter().map(|port| port.port));
+fn place_listeners<'a>(gated: &mut [Gated], declared: impl Iterator<Item = Declared<'a>>) {
+    let mut taken: BTreeSet<u16> = declared.map(|port| port.port).collect();
+    taken.extend(gated.iter().map(|port| port.port).chain(ENVOYS));
     for port in gated {
         let usual = port.port.checked_add(LISTEN_OFFSET);
-        let others = 15_900..=u16::MAX;
-        let free = usual.into_iter().chain(others).find(|at| !is_ours(*at) && !taken.contains(at));
+        let mut candidates = usual.into_iter().chain(LISTEN_OTHERWISE);
+        let free = candidates.find(|at| !is_ours(*at) && !taken.contains(at));
         // A pod cannot declare so many ports: an object has at most 1.5 MiB.
         port.listen = free.unwrap_or_default();
         taken.insert(port.listen);

@@ -1,6 +1,6 @@
 //! Pods that cannot have a gateway, and why.
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, NodeSelectorTerm};
 
 use super::operator::Operator;
 use super::ports::is_ours;
@@ -48,13 +48,30 @@ pub(super) fn why(seen: &Seen, operator: &Operator) -> Option<String> {
     })
 }
 
+const OS: &str = "kubernetes.io/os";
+
 fn is_windows(seen: &Seen) -> bool {
     let selected = seen.spec.node_selector.as_ref();
     let options =
         seen.spec.security_context.as_ref().map(|context| context.windows_options.is_some());
     seen.spec.os.as_ref().is_some_and(|os| os.name == "windows")
-        || selected.and_then(|all| all.get("kubernetes.io/os")).is_some_and(|os| os == "windows")
+        || selected.and_then(|all| all.get(OS)).is_some_and(|os| os == "windows")
         || options == Some(true)
+        || wants_windows(seen).unwrap_or(false)
+}
+
+/// Whether no other node is good enough for it. Of the terms one is enough, so all have to say so.
+fn wants_windows(seen: &Seen) -> Option<bool> {
+    let nodes = seen.spec.affinity.as_ref()?.node_affinity.as_ref()?;
+    let required = nodes.required_during_scheduling_ignored_during_execution.as_ref()?;
+    let says = |term: &NodeSelectorTerm| {
+        term.match_expressions.iter().flatten().any(|one| {
+            let only = one.values.iter().flatten().all(|os| os == "windows");
+            one.key == OS && one.operator == "In" && only
+        })
+    };
+    let terms = &required.node_selector_terms;
+    Some(!terms.is_empty() && terms.iter().all(says))
 }
 
 fn same_user(seen: &Seen, uid: u32) -> Option<String> {

@@ -45,7 +45,7 @@ pub(super) fn of(
         wish.clone().or(default.clone()).unwrap_or_else(operators)
     };
     let asked = |wish: &Option<Quantity>| wish.is_some();
-    let guaranteed = seen.all().all(is_guaranteed);
+    let guaranteed = guaranteed(seen);
     let share = |name: &str| {
         let (request, limit) = match name {
             "cpu" => (
@@ -80,6 +80,11 @@ pub(super) fn of(
         }
     }
     Ok(resources)
+}
+
+/// Whether every container asks for all that it may use, so that the sidecar has to do the same.
+pub(super) fn guaranteed(seen: &Seen) -> bool {
+    seen.all().all(is_guaranteed)
 }
 
 /// What a container says of the resources that classes of service are about.

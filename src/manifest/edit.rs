@@ -6,7 +6,7 @@
 
 use json_patch::{Patch, PatchOperation};
 use serde_json::Value;
-use serde_saphyr::ser_options;
+use serde_saphyr::{options, ser_options};
 
 use super::node::{Node, Placed, Plain};
 
@@ -40,8 +40,9 @@ pub(super) fn data(text: &str) -> Option<Value> {
     parse(text).ok().map(|placed| placed.plain().value())
 }
 
+/// As kubectl reads it, to which `defaultMode: 0400` is 256.
 pub(super) fn parse(text: &str) -> Result<Placed, serde_saphyr::Error> {
-    serde_saphyr::from_str(text)
+    serde_saphyr::from_str_with_options(text, options! { legacy_octal_numbers: true })
 }
 
 fn anew(text: &str, wanted: &Value) -> String {
@@ -101,7 +102,7 @@ fn step(text: &str, operation: &PatchOperation) -> Option<String> {
                 return without_in_flow(text, parent, last);
             }
             let lines = Lines::of(text);
-            let (indent, is_list) = (column(parent)?, matches!(parent.node(), Node::List(_)));
+            let (indent, is_list) = (column(text, parent)?, matches!(parent.node(), Node::List(_)));
             let first = if is_list {
                 line(place)?
             } else {
@@ -140,7 +141,7 @@ fn add_member(text: &str, parent: &Placed, key: &str, value: Plain) -> Option<St
             &format!("{}: {}", json(&key.into())?, json(&value.value())?),
         );
     }
-    let indent = column(parent)?;
+    let indent = column(text, parent)?;
     let member = Plain(Node::Map(vec![(key.to_owned(), value)]));
     let lines = Lines::of(text);
     let at = lines.end(line(parent)?, |depth, _| depth >= indent);
@@ -159,7 +160,7 @@ fn add_element(
             .then(|| add_in_flow(text, parent, &json(&value.value())?))
             .flatten();
     }
-    let indent = column(parent)?;
+    let indent = column(text, parent)?;
     let element = Plain(Node::List(vec![value]));
     let lines = Lines::of(text);
     let at = match items.get(at) {
@@ -243,9 +244,15 @@ fn line(place: &Placed) -> Option<usize> {
     usize::try_from(place.0.defined.line()).ok()?.checked_sub(1)
 }
 
-/// From 0.
-fn column(place: &Placed) -> Option<usize> {
-    usize::try_from(place.0.defined.column()).ok()?.checked_sub(1)
+/// From 0. A list whose dashes are as far left as its key is said to begin behind the first of them.
+fn column(text: &str, place: &Placed) -> Option<usize> {
+    let column = usize::try_from(place.0.defined.column()).ok()?.checked_sub(1)?;
+    let (start, _) = span(place)?;
+    let is_list = matches!(place.node(), Node::List(_)) && !text[start..].starts_with("- ");
+    match text[..start].trim_end_matches(' ').strip_suffix('-') {
+        Some(before) if is_list => column.checked_sub(start - before.len()),
+        _ => Some(column),
+    }
 }
 
 fn is_flow(text: &str, place: &Placed) -> bool {

@@ -18,6 +18,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use json_patch::{Patch, PatchOperation};
+use k8s_openapi::api::core::v1::LimitRangeItem;
 use serde_json::Value;
 
 use crate::inject::{self, Context, Operator, Outcome, PodSecurity};
@@ -203,16 +204,25 @@ fn moved(step: PatchOperation, below: &str) -> PatchOperation {
     }
 }
 
-/// Namespaces that the sources define.
+/// Namespaces that the sources define, and what they say that pods there may have.
 struct Places {
     known: BTreeMap<String, Context>,
+    limit_ranges: BTreeMap<String, Vec<LimitRangeItem>>,
     level: PodSecurity,
 }
 
 impl Places {
     fn of(documents: &[Document<'_>], level: PodSecurity) -> Self {
         let data = documents.iter().filter_map(|document| document.data.as_ref());
-        let spaces = data.flat_map(objects::all).filter(|object| object.kind == "Namespace");
+        let objects: Vec<_> = data.flat_map(objects::all).collect();
+        let mut limit_ranges: BTreeMap<String, Vec<LimitRangeItem>> = BTreeMap::new();
+        for object in objects.iter().filter(|object| object.kind == "LimitRange") {
+            // What is none is for the API server to refuse.
+            let items = object.value.pointer("/spec/limits").cloned().unwrap_or_default();
+            let items: Vec<LimitRangeItem> = serde_json::from_value(items).unwrap_or_default();
+            limit_ranges.entry(object.namespace().to_owned()).or_default().extend(items);
+        }
+        let spaces = objects.iter().filter(|object| object.kind == "Namespace");
         let known = spaces.filter_map(|object| {
             let texts = |member: &str| -> BTreeMap<String, String> {
                 let map = object.value.pointer(&format!("/metadata/{member}"));
@@ -226,7 +236,7 @@ impl Places {
             }
             Some((name.to_owned(), context))
         });
-        Self { known: known.collect(), level }
+        Self { known: known.collect(), limit_ranges, level }
     }
 
     fn context(&self, namespace: &str) -> Context {
@@ -235,7 +245,9 @@ impl Places {
             pod_security: self.level,
             ..Context::default()
         };
-        self.known.get(namespace).cloned().unwrap_or_else(unknown)
+        let known = self.known.get(namespace).cloned().unwrap_or_else(unknown);
+        let limit_ranges = self.limit_ranges.get(namespace).cloned().unwrap_or_default();
+        Context { limit_ranges, ..known }
     }
 }
 

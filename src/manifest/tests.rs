@@ -134,6 +134,61 @@ fn what_cannot_be_edited_is_written_anew_with_the_same_data() {
 }
 
 #[test]
+fn lists_grow_and_shrink_wherever_their_dashes_are() {
+    let operator = Operator::default();
+    for (dash, rest) in [("- ", "  "), ("  - ", "    "), ("-   ", "    ")] {
+        let text = format!(
+            "kind: Pod
+metadata:
+  name: a
+spec:
+  volumes:
+  # here
+
+  {dash}name: b
+  {rest}emptyDir: {{}}
+  initContainers:
+  {dash}name: c # kept
+  containers:
+  {dash}name: app
+  {rest}ports:
+  {rest}{dash}name: http
+  {rest}{rest}containerPort: 80
+"
+        );
+        let done = rewritten(&text, Task::Inject(&operator));
+        assert!(done.text.contains("# here") && done.text.contains("# kept"), "{}", done.text);
+        assert_eq!(rewritten(&done.text, Task::Remove).text, text);
+    }
+}
+
+#[test]
+fn modes_are_octal_and_stay_as_they_are_written() {
+    let volume = "      volumes:\n      - name: key\n        secret: {secretName: key, defaultMode: 0400}\n      - name: word\n        configMap: {name: '0400'}\n";
+    let text = DEPLOYMENT.replace("      # The end.\n", volume);
+    let operator = Operator::default();
+    let volumes = |text: &str| {
+        let data = edit::data(split(text)[0]).expect("YAML");
+        data.pointer("/spec/template/spec/volumes").cloned().expect("volumes")
+    };
+    let done = rewritten(&text, Task::Inject(&operator));
+    assert_eq!(done.refused, 0, "{:#?}", done.said);
+    assert!(done.text.contains("{secretName: key, defaultMode: 0400}\n"), "{}", done.text);
+    assert_eq!(volumes(&done.text)[0]["secret"]["defaultMode"], 256);
+    assert_eq!(rewritten(&done.text, Task::Inject(&operator)).text, done.text);
+    assert!(rewritten(&done.text, Task::Remove).text.contains(volume));
+
+    // Written anew it is the same number, and a text that looks like one stays a text.
+    let anchored = text
+        .replace("name: http  # moved", "name: &http http")
+        .replace("port: http}", "port: *http}");
+    let done = rewritten(&anchored, Task::Inject(&operator));
+    assert!(done.said.iter().any(|line| line.contains("anew")), "{:#?}\n{}", done.said, done.text);
+    assert!(done.text.contains("defaultMode: 256\n"), "{}", done.text);
+    assert_eq!(volumes(&done.text)[1]["configMap"]["name"], "0400");
+}
+
+#[test]
 fn every_document_that_is_none_is_named() {
     let wrong = rewrite(
         &[

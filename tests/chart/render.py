@@ -33,6 +33,8 @@ PLAIN_HEADER = """\
 #
 #   kubectl apply -f manifests/tidegate.yaml      # needs cert-manager, which makes the webhook's certificate
 #
+# On a cluster older than 1.33, first write the version of its oldest node into the line `kubernetes: "1.33"` below.
+#
 # To take it out: the webhook's configuration first, then the rest.
 #
 #   kubectl delete mutatingwebhookconfiguration tidegate && kubectl delete -f manifests/tidegate.yaml

@@ -58,6 +58,8 @@ class Rendered(unittest.TestCase):
             {"operator": {"uid": 0}},
             {"operator": {"ceilings": {"limit": {"most": 5}}}},
             {"operator": {"otlp": {"endpoint": "jaeger:4317"}}},
+            {"operator": {"namespaces": {"a": {"limitRanges": [{"type": "Containers"}]}}}},
+            {"operator": {"namespaces": {"a": {"limitRanges": [{"type": "Pod", "maximum": {"cpu": 1}}]}}}},
             {"certificates": {"source": "letsencrypt"}},
             {"certificates": {"source": "provided"}},
             {"policies": {"requireSidecar": {"enabled": True, "actions": ["Deny", "Warn"]}}},
@@ -90,6 +92,16 @@ class Rendered(unittest.TestCase):
         said = operator(render.objects(values))
         self.assertEqual((said["uid"], said["defaults"], said["ceilings"]), (None, {"limit": "50"}, {"limit": "500"}))
         self.assertIsNone(said["seccompProfile"])
+
+    def test_on_the_hosts_network_the_old_goes_before_the_new_comes(self):
+        """Both have the same port, which a host has once."""
+        for name in render.names():
+            given = render.values(name)
+            deployment = of_kind(render.objects(given), "Deployment")[0]["spec"]
+            host = given.get("webhook", {}).get("hostNetwork", False)
+            self.assertEqual(deployment["template"]["spec"].get("hostNetwork", False), host)
+            rolling = {"maxUnavailable": 1, "maxSurge": 0} if host else {"maxUnavailable": 0, "maxSurge": 1}
+            self.assertEqual(deployment["strategy"], {"rollingUpdate": rolling}, name)
 
     def test_every_object_has_the_labels_people_look_for(self):
         wanted = {"name", "instance", "version", "component", "part-of", "managed-by"}

@@ -193,8 +193,10 @@ fn container(lots: &mut Lots, at: usize, size: usize) -> Value {
     let names = ["http", "http-api", "grpc", "https", "redis", "metrics", "a-name-15-chars"];
     for n in 0..lots.of(4) {
         let mut port = json!({"containerPort": 8000 + 10 * at + n});
-        if !lots.one_in(3) {
-            port["name"] = json!(names[(at * 4 + n + lots.of(2)) % names.len()]);
+        let name = names[(at * 4 + n + lots.of(2)) % names.len()];
+        let all = container["ports"].as_array();
+        if !lots.one_in(3) && !all.is_some_and(|all| all.iter().any(|port| port["name"] == name)) {
+            port["name"] = json!(name);
         }
         if lots.one_in(5) {
             port["protocol"] = json!(lots.pick(&["TCP", "UDP", "SCTP"]));
@@ -203,6 +205,11 @@ fn container(lots: &mut Lots, at: usize, size: usize) -> Value {
             port["hostPort"] = json!(8000 + 10 * at + n);
         }
         push(&mut container["ports"], port);
+    }
+    if lots.one_in(6) && container["ports"].is_array() {
+        // The same port once more, by another name.
+        let port = container["ports"][0]["containerPort"].clone();
+        push(&mut container["ports"], json!({"name": "http-too", "containerPort": port}));
     }
     if container["ports"].is_null() {
         container.as_object_mut().expect("an object").remove("ports");
@@ -340,6 +347,50 @@ pub(crate) fn defaulted(pod: &Value) -> Value {
         json!({"name": "kube-api-access-x", "projected": {"defaultMode": 420}}),
     );
     pod
+}
+
+/// What the API server would say to the names of containers, volumes and ports.
+pub(crate) fn misnamed(pod: &Value) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut once = |what: &str, of: Vec<&Value>| {
+        let names: Vec<_> = of.iter().filter_map(|named| named["name"].as_str()).collect();
+        let twice = names.iter().enumerate().filter(|(at, name)| names[..*at].contains(name));
+        wrong.extend(twice.map(|(_, name)| format!("{what} {name} is there twice")));
+    };
+    once("container", containers(pod));
+    once("volume", pod["spec"]["volumes"].as_array().into_iter().flatten().collect());
+    for container in containers(pod) {
+        let ports: Vec<_> = container["ports"].as_array().into_iter().flatten().collect();
+        once(&format!("in {}, port", container["name"]), ports.clone());
+    }
+    let ports = containers(pod).into_iter().filter_map(|c| c["ports"].as_array()).flatten();
+    let long = |name: &&str| name.len() > 15;
+    wrong.extend(
+        ports
+            .filter_map(|port| port["name"].as_str())
+            .filter(long)
+            .map(|name| format!("port {name} is too long")),
+    );
+    wrong
+}
+
+/// Which container and which port a Service finds that says `targetPort: name`: Kubernetes' FindPort, from 1.33 on.
+pub(crate) fn find_port(pod: &Value, name: &str) -> Option<(String, u64)> {
+    let list = |list: &str| pod["spec"][list].as_array().into_iter().flatten();
+    let kept_running = list("initContainers").filter(|c| c["restartPolicy"] == "Always");
+    list("containers").chain(kept_running).find_map(|container| {
+        let mut ports = container["ports"].as_array().into_iter().flatten();
+        let tcp = |port: &Value| port.get("protocol").is_none_or(|protocol| protocol == "TCP");
+        let found = ports.find(|port| port["name"] == name && tcp(port))?;
+        let container = container["name"].as_str().expect("a name");
+        Some((container.to_owned(), found["containerPort"].as_u64().expect("a number")))
+    })
+}
+
+/// Every name of a port in the pod.
+pub(crate) fn port_names(pod: &Value) -> std::collections::BTreeSet<String> {
+    let ports = containers(pod).into_iter().filter_map(|c| c["ports"].as_array()).flatten();
+    ports.filter_map(|port| port["name"].as_str().map(str::to_owned)).collect()
 }
 
 fn containers(pod: &Value) -> Vec<&Value> {

@@ -74,6 +74,17 @@ fn an_older_sidecar_is_brought_up_to_date_where_it_is() {
 }
 
 #[test]
+fn a_probe_that_was_deleted_since_stays_deleted() {
+    let probe = json!({"httpGet": {"path": "/healthz", "port": 8080}});
+    let mut injected = inject(&with(pod(), "/spec/containers/0/livenessProbe", probe)).pod;
+    injected["spec"]["containers"][0].as_object_mut().expect("a map").remove("livenessProbe");
+    let Outcome::Patched { patch, warnings } = remove(&injected) else { panic!("not removed") };
+    json_patch::patch(&mut injected, &patch).expect("a patch that applies");
+    assert_eq!(injected, pod());
+    assert!(warnings[0].contains("app"), "{warnings:?}");
+}
+
+#[test]
 fn what_is_removed_leaves_the_pod_as_it_was() {
     let mut variants = vec![pod(), listen(), annotated(&[("include-inbound-ports", "none")])];
     variants.push(with(pod(), "/metadata/annotations", Value::Null));

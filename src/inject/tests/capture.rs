@@ -106,6 +106,19 @@ fn older_clusters_get_an_ordinary_container() {
         with(numbered, "/metadata/annotations/tidegate.dev~1include-inbound-ports", json!("8080"));
     assert_eq!(with_version("1.32", &numbered), "native");
 
+    // Whatever the operator would rather have: else Services would find nobody.
+    let native = operator("{sidecar: native, kubernetes: '1.32'}");
+    let injected = inject_with(&listen(), &Context::default(), &native);
+    assert_eq!(injected.names("containers"), ["app", "tidegate"]);
+    injected.warns("`kubernetes` says 1.32: the sidecar is an ordinary container");
+    for (pod, operator) in
+        [(&listen(), "{sidecar: native}"), (&numbered, "{sidecar: native, kubernetes: '1.32'}")]
+    {
+        let injected = inject_with(pod, &Context::default(), &super::operator(operator));
+        assert_eq!(injected.status()["sidecar"], "native");
+        assert!(!injected.warnings.iter().any(|warning| warning.contains("ordinary")));
+    }
+
     let old = operator("sidecar: classic");
     let injected = inject_with(&pod(), &Context::default(), &old);
     assert_eq!(injected.container("containers", CONTAINER)["restartPolicy"], Value::Null);
@@ -135,6 +148,13 @@ fn how_traffic_is_captured_depends_on_pod_security_and_mesh() {
     ] {
         assert_eq!(mode(&pod, context), "listen");
     }
+    // OpenShift: an init container that is root would not be admitted.
+    let given = operator("uid: null");
+    let listening = inject_with(&pod(), &plain, &given);
+    assert_eq!(listening.status()["capture"], "listen");
+    assert!(!listening.pod.to_string().contains("NET_ADMIN"));
+    let meant = annotated(&[("capture", "redirect")]);
+    assert_eq!(inject_with(&meant, &plain, &given).status()["capture"], "redirect");
     let redirect =
         |pod: Value| with(pod, "/metadata/annotations/tidegate.dev~1capture", json!("redirect"));
     let refused = |pod, context| refused_with(&redirect(pod), context, &Operator::default());

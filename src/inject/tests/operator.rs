@@ -104,6 +104,57 @@ namespaces: {small: {ceilings: {limit: '10'}, capture: listen, allowedAnnotation
 }
 
 #[test]
+fn a_sidecar_that_watches_its_pod_has_a_token_of_its_own() {
+    let operator = operator("watchOwnPod: true");
+    let without = with(pod(), "/spec/automountServiceAccountToken", json!(false));
+    let injected = inject_with(&without, &Context::default(), &operator);
+    let mounts = |container: &Value| {
+        let mounts = container["volumeMounts"].as_array().into_iter().flatten();
+        let token = mounts.filter(|mount| mount["name"] == "tidegate-token");
+        token
+            .map(|mount| mount["mountPath"].as_str().expect("a path").to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        mounts(injected.sidecar()),
+        ["/var/run/secrets/kubernetes.io/serviceaccount"],
+        "where it looks, and where the API server would mount another"
+    );
+    assert!(mounts(injected.at("/spec/containers/0")).is_empty());
+    assert!(mounts(injected.container("initContainers", CAPTURE_CONTAINER)).is_empty());
+    let volumes = injected.at("/spec/volumes").as_array().expect("a list");
+    let token = volumes.iter().find(|volume| volume["name"] == "tidegate-token").expect("there");
+    let files: Vec<_> =
+        ["/0/serviceAccountToken/path", "/1/configMap/items/0/path", "/2/downwardAPI/items/0/path"]
+            .iter()
+            .map(|at| {
+                token["projected"]["sources"].pointer(at).and_then(Value::as_str).expect("a file")
+            })
+            .collect();
+    assert_eq!(files, ["token", "ca.crt", "namespace"]);
+    let Outcome::Patched { patch, .. } = remove(&injected.pod) else { panic!("not removed") };
+    let mut after = injected.pod.clone();
+    json_patch::patch(&mut after, &patch).expect("a patch that applies");
+    assert_eq!(after, without);
+    assert!(!inject(&pod()).pod.to_string().contains("tidegate-token"));
+}
+
+#[test]
+fn an_operator_may_allow_nothing() {
+    let operator =
+        operator("allowedAnnotations: []\nnamespaces: {some: {allowedAnnotations: [limit]}}");
+    let context = |namespace: &str| Context { namespace: namespace.into(), ..Context::default() };
+    let pod = annotated(&[("limit", "200")]);
+    let injected = inject_with(&pod, &context("shop"), &operator);
+    injected.warns("limit: \"200\" is not heeded: the operator allows none");
+    assert_eq!(injected.env("TIDEGATE_ALLOWED_ANNOTATIONS"), Some("none"));
+    assert_eq!(injected.env("TIDEGATE_TEMPLATE_ANNOTATIONS"), None);
+    let some = inject_with(&pod, &context("some"), &operator);
+    assert_eq!(some.env("TIDEGATE_ALLOWED_ANNOTATIONS"), Some("limit"));
+    assert_eq!(inject(&pod).env("TIDEGATE_ALLOWED_ANNOTATIONS"), None);
+}
+
+#[test]
 fn an_operators_mistakes_are_told_at_once() {
     let said = Operator::from_yaml(
         "image: ''
@@ -115,7 +166,7 @@ otlp: {endpoint: collector:4317}
 defaults: {limit: many, capture: listen}
 ceilings: {mode: off, limit.80: '5'}
 allowedAnnotations: [limits, admin]
-namespaces: {a: {defaults: {nope: '1'}}}",
+namespaces: {a: {defaults: {nope: '1'}, limitRanges: [{type: Pod, max: {memory: much}}, {type: Container, min: {cpu: 0}}]}}",
     )
     .expect_err("wrong")
     .to_string();
@@ -134,12 +185,20 @@ namespaces: {a: {defaults: {nope: '1'}}}",
         "\"limits\"",
         "\"admin\"",
         "namespaces.a.defaults.nope",
+        "namespaces.a.limitRanges[0].max.memory \"much\"",
     ] {
         assert!(said.contains(part), "{part} is not in\n{said}");
     }
-    for unknown in
-        ["imag: a", "resources: {request: {}}", "sidecar: none", "otlp: {protocol: http}"]
-    {
+    assert!(!said.contains("limitRanges[1]"), "{said}");
+    for unknown in [
+        "imag: a",
+        "resources: {request: {}}",
+        "sidecar: none",
+        "otlp: {protocol: http}",
+        "namespaces: {a: {limitRanges: [{type: Container, maximum: {cpu: 1}}]}}",
+        "namespaces: {a: {limitRanges: [{type: Containers}]}}",
+        "namespaces: {a: {limitRanges: [{max: {cpu: 1}}]}}",
+    ] {
         Operator::from_yaml(unknown).expect_err(unknown);
     }
     assert_eq!(Operator::from_yaml("").expect("nothing said"), Operator::default());

@@ -69,3 +69,128 @@ fn init_containers_start_before_the_gateway_and_keep_their_ports() {
     assert_eq!(injected.status()["redirected"], "8080");
     injected.warns("starts before the gateway");
 }
+
+/// Containers as `(name, [(port's name, port)])`.
+fn containers(all: &[(&str, &[(&str, u16)])]) -> Value {
+    let ports = |ports: &[(&str, u16)]| -> Vec<Value> {
+        ports.iter().map(|(name, port)| json!({"name": name, "containerPort": port})).collect()
+    };
+    all.iter().map(|(name, said)| json!({"name": name, "ports": ports(said)})).collect()
+}
+
+fn names_of(container: &Value) -> Vec<(&str, u64)> {
+    let ports = container["ports"].as_array().expect("a list").iter();
+    ports
+        .map(|port| {
+            let number = port["containerPort"].as_u64().expect("a number");
+            (port["name"].as_str().expect("a name"), number)
+        })
+        .collect()
+}
+
+#[test]
+fn a_name_that_two_containers_have_moves_once_and_both_lose_it() {
+    let both = containers(&[("a", &[("http", 8081)]), ("b", &[("http", 8080), ("other", 1)])]);
+    let injected = inject(&with(listen(), "/spec/containers", both.clone()));
+    // Services found a's.
+    assert_eq!(
+        names_of(injected.sidecar()),
+        [("tg-metrics", 15822), ("tg-8080", 18080), ("http", 18081)]
+    );
+    assert_eq!(names_of(injected.at("/spec/containers/0")), [("app-8081", 8081)]);
+    assert_eq!(names_of(injected.at("/spec/containers/1")), [("app-8080", 8080), ("other", 1)]);
+    injected.warns("its name http leads to port 8081 of the container a");
+    injected.warns("`targetPort: 18080`");
+
+    // Who is not gated would come to be found instead of the gateway.
+    let one = with(listen(), "/spec/containers", both);
+    let one = with(one, "/metadata/annotations/tidegate.dev~1include-inbound-ports", json!("8081"));
+    let injected = inject(&one);
+    assert_eq!(names_of(injected.sidecar()), [("tg-metrics", 15822), ("http", 18081)]);
+    assert_eq!(names_of(injected.at("/spec/containers/1")), [("app-8080", 8080), ("other", 1)]);
+    // And where it was found before it still is.
+    let other =
+        with(one, "/metadata/annotations/tidegate.dev~1include-inbound-ports", json!("8080"));
+    let injected = inject(&other);
+    assert_eq!(names_of(injected.sidecar()), [("tg-metrics", 15822), ("tg-8080", 18080)]);
+    assert_eq!(names_of(injected.at("/spec/containers/0")), [("http", 8081)]);
+    assert_eq!(names_of(injected.at("/spec/containers/1")), [("http", 8080), ("other", 1)]);
+}
+
+#[test]
+fn new_names_are_nobodys() {
+    let taken = containers(&[("a", &[("app-8080", 1), ("http", 8080), ("tg-metrics", 2)])]);
+    let pod = with(listen(), "/spec/containers", taken);
+    let pod =
+        with(pod, "/metadata/annotations/tidegate.dev~1include-inbound-ports", json!("8080,2"));
+    let injected = inject(&pod);
+    assert_eq!(
+        names_of(injected.sidecar()),
+        [("tg-metrics", 15822), ("tg-2", 10002), ("http", 18080)]
+    );
+    assert_eq!(
+        names_of(injected.at("/spec/containers/0")),
+        [("app-8080", 1), ("app-8080-2", 8080), ("tg-metrics", 2)]
+    );
+    injected.warns("its name tg-metrics is the gateway's for its own metrics");
+}
+
+#[test]
+fn a_port_keeps_all_its_names() {
+    let ports =
+        json!([{"name": "web", "containerPort": 8080}, {"name": "http", "containerPort": 8080}]);
+    let before = with(listen(), "/spec/containers/0/ports", ports);
+    let injected = inject(&before);
+    assert_eq!(
+        names_of(injected.sidecar()),
+        [("tg-metrics", 15822), ("web", 18080), ("http", 18080)]
+    );
+    assert_eq!(
+        names_of(injected.at("/spec/containers/0")),
+        [("app-8080", 8080), ("app-8080-2", 8080)]
+    );
+    injected.warns("`targetPort: web` or `targetPort: http`");
+    let listeners = injected.args().iter().filter(|arg| arg.starts_with("--listen")).count();
+    assert_eq!(listeners, 1, "one gate");
+    assert!(injected.args().contains(&"--protocol=18080=http"));
+    let Outcome::Patched { patch, .. } = remove(&injected.pod) else { panic!("not removed") };
+    let mut after = injected.pod.clone();
+    json_patch::patch(&mut after, &patch).expect("a patch that applies");
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_name_that_an_earlier_container_has_is_served_by_an_ordinary_container() {
+    let earlier = json!([{"name": "proxy", "restartPolicy": "Always", "ports": [{"name": "http", "containerPort": 4000}]}]);
+    let before = with(listen(), "/spec/initContainers", earlier.clone());
+    for operator in ["sidecar: auto", "sidecar: native"].map(operator) {
+        let injected = inject_with(&before, &Context::default(), &operator);
+        assert_eq!(injected.names("containers"), ["app", "tidegate"]);
+        injected.warns("the init container proxy has a port of the same name");
+    }
+    let job = with(before, "/metadata/labels/job-name", json!("backup"));
+    assert!(refused(&job).contains("the init container proxy has a port of the same name"));
+    // Only what is kept running is found.
+    let once = with(job, "/spec/initContainers/0/restartPolicy", Value::Null);
+    assert_eq!(inject(&once).status()["sidecar"], "native");
+}
+
+#[test]
+fn what_a_mesh_has_is_not_taken_from_it() {
+    let proxied = |port: u16, first: bool| {
+        let proxy: (&str, &[(&str, u16)]) = ("istio-proxy", &[("http", 15020), ("a", 18080)]);
+        let app: (&str, &[(&str, u16)]) = ("app", &[("http", port)]);
+        let all = if first { [proxy, app] } else { [app, proxy] };
+        with(listen(), "/spec/containers", containers(&all))
+    };
+    assert!(refused(&proxied(8080, false)).contains("port 15020 of the container istio-proxy"));
+    let injected = inject(&proxied(8080, true));
+    injected.warns("its name http leads to port 15020 of the container istio-proxy");
+    // The proxy has 18080.
+    assert_eq!(names_of(injected.sidecar()), [("tg-metrics", 15822), ("tg-8080", 15900)]);
+    // Envoy's admin, and the others of Istio.
+    for port in [5000, 5001, 5021, 5090, 5099] {
+        assert_eq!(inject(&proxied(port, true)).status()["ports"][0]["listen"], 15900, "{port}");
+    }
+    assert_eq!(inject(&proxied(5100, true)).status()["ports"][0]["listen"], 15100);
+}

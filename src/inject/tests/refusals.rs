@@ -2,6 +2,18 @@
 
 use super::*;
 
+/// A pod for nodes with these operating systems, by terms of its affinity.
+fn bound_to(terms: &[&[&str]]) -> Value {
+    let term = |systems: &&[&str]| json!({"matchExpressions": [{"key": "kubernetes.io/os", "operator": "In", "values": systems}]});
+    let terms: Vec<_> = terms.iter().map(term).collect();
+    let required = json!({"nodeSelectorTerms": terms});
+    with(
+        pod(),
+        "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution",
+        required,
+    )
+}
+
 #[test]
 fn what_cannot_be_injected_says_why() {
     let taken = |port: u16| json!([{"name": "http", "containerPort": port}]);
@@ -9,6 +21,7 @@ fn what_cannot_be_injected_says_why() {
         (with(pod(), "/spec/hostNetwork", json!(true)), "hostNetwork"),
         (with(pod(), "/spec/os", json!({"name": "windows"})), "Windows"),
         (with(pod(), "/spec/nodeSelector", json!({"kubernetes.io/os": "windows"})), "Windows"),
+        (bound_to(&[&["windows"], &["windows"]]), "Windows"),
         (
             with(pod(), "/metadata/annotations/kubernetes.io~1config.mirror", json!("x")),
             "static pod",
@@ -38,6 +51,10 @@ fn what_cannot_be_injected_says_why() {
     ] {
         let why = refused(&pod);
         assert!(why.contains(part), "{part} is not in {why}");
+    }
+    // One of the terms is enough to a scheduler, and one of the values.
+    for elsewhere in [&[&["windows"][..], &["linux"]][..], &[&["windows", "linux"]]] {
+        inject(&bound_to(elsewhere));
     }
     let probe = json!({"httpGet": {"port": 8080, "path": "/".repeat(130_000)}});
     assert!(

@@ -65,3 +65,38 @@ fn limit_ranges_are_kept() {
     let pod_wide = range(json!({"type": "Pod", "max": {"memory": "1Gi"}}));
     assert!(refused_with(&pod, &pod_wide, &Operator::default()).contains("LimitRange"));
 }
+
+#[test]
+fn what_annotations_ask_for_stays_below_every_ceiling_that_it_would_pass() {
+    let all = json!({"cpu": "1", "memory": "1Gi"});
+    let burstable = json!({"limits": all, "requests": {"cpu": "1m"}});
+    let guaranteed = json!({"limits": all, "requests": all});
+    let ask = |resources: &Value, ceilings: &str, asked: &[(&str, &str)]| {
+        let pod = with(annotated(asked), "/spec/containers/0/resources", resources.clone());
+        inject_with(&pod, &Context::default(), &operator(&format!("ceilings: {{{ceilings}}}")))
+    };
+    let memory = |injected: &Injected| {
+        let resources = &injected.sidecar()["resources"];
+        let [request, limit] = ["requests", "limits"].map(|of| resources[of]["memory"].clone());
+        (request, limit)
+    };
+    let both = |amount: &str| (json!(amount), json!(amount));
+    // Who asks for more than the usual limit is given it as the limit.
+    let request = [("sidecar-memory-request", "1Gi")];
+    for resources in [&burstable, &guaranteed] {
+        let injected = ask(resources, "sidecar-memory-limit: 256Mi", &request);
+        assert_eq!(memory(&injected), both("256Mi"));
+        injected.warns("above the operator's ceiling, 256Mi");
+    }
+    // And there the limit is what is asked for.
+    let limit = [("sidecar-memory-limit", "1Gi")];
+    let injected = ask(&guaranteed, "sidecar-memory-request: 200Mi", &limit);
+    assert_eq!(memory(&injected), both("200Mi"));
+    injected.warns("sidecar-memory-limit: \"1Gi\" is above the operator's ceiling, 200Mi");
+    let injected = ask(&burstable, "sidecar-memory-request: 200Mi", &limit);
+    assert_eq!(memory(&injected), (json!("32Mi"), json!("1Gi")));
+    // The lower of both.
+    let ceilings = "sidecar-memory-request: 300Mi, sidecar-memory-limit: 150Mi";
+    assert_eq!(memory(&ask(&burstable, ceilings, &request)), both("150Mi"));
+    assert_eq!(memory(&ask(&guaranteed, ceilings, &limit)), both("150Mi"));
+}
