@@ -95,6 +95,7 @@ async fn start(
     let queue = telemetry.traces();
     let exporter = collector(&config, queue.clone())?;
     let plane = Arc::new(DataPlane::start(&config, sockets, faces.to_vec(), &life, queue)?);
+    let layers = noted(layers, &plane);
     let running = Arc::new(Running {
         plane: plane.clone(),
         life: life.clone(),
@@ -117,6 +118,16 @@ async fn start(
     let report = serve(plane, running, bound, life, starting).await?;
     drop(exporter);
     Ok(report)
+}
+
+/// What was asked for in a pod and cannot be had here is said, and remembered.
+fn noted(layers: Layers, plane: &DataPlane) -> Layers {
+    let mut noted = layers.clone();
+    for (setting, problem) in &plane.lacking {
+        noted.note_lacking(setting, problem);
+    }
+    live::say_what_is_new(&layers, &noted);
+    noted
 }
 
 /// The way to whoever collects traces.

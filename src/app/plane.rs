@@ -39,6 +39,10 @@ pub struct DataPlane {
     engine: Selected,
     pub(super) reason: String,
     workers: Mutex<Vec<JoinHandle<io::Result<()>>>>,
+    /// Whether fewer workers will do where so many cannot be had.
+    lenient: bool,
+    /// Settings that ask for what cannot be had here, and what there is instead.
+    pub(super) lacking: Vec<(&'static str, String)>,
 }
 
 /// How long a worker may take to start. It has a ring to make and memory to get.
@@ -55,8 +59,16 @@ impl DataPlane {
         life: &Lifecycle,
         traces: Option<export::Queue>,
     ) -> anyhow::Result<Self> {
-        let (engine, reason) = probe::choose(config.engine, config.uring_sqpoll)
-            .map_err(|unusable| anyhow!("--engine uring: {unusable}"))?;
+        let mut lacking = Vec::new();
+        let (engine, reason) = match probe::choose(config.engine, config.uring_sqpoll) {
+            Ok(chosen) => chosen,
+            // Whoever asks for it in a pod cannot see what its node allows.
+            Err(unusable) if config.in_a_pod => {
+                lacking.push(("engine", format!("cannot be had here, epoll serves: {unusable}")));
+                (Selected::Epoll, unusable.to_string())
+            }
+            Err(unusable) => return Err(anyhow!("--engine uring: {unusable}")),
+        };
         for socket in &sockets {
             listening.extend(socket.local_addr()?.as_socket());
         }
@@ -88,7 +100,7 @@ impl DataPlane {
             _ => None,
         };
         let listeners = sockets.len();
-        let plane = Self {
+        let mut plane = Self {
             ports,
             captured,
             listeners,
@@ -97,8 +109,16 @@ impl DataPlane {
             engine,
             reason,
             workers: Mutex::default(),
+            lenient: config.in_a_pod,
+            lacking,
         };
-        plane.work(config.workers.get(), &sockets)?;
+        let wanted = config.workers.get();
+        plane.work(wanted, &sockets)?;
+        let there = plane.worker_count();
+        if there < wanted {
+            let problem = format!("cannot all be started here, {there} of {wanted} serve");
+            plane.lacking.push(("workers", problem));
+        }
         Ok(plane)
     }
 
@@ -106,23 +126,46 @@ impl DataPlane {
     fn work(&self, count: usize, sockets: &[Socket]) -> anyhow::Result<()> {
         let (up, ups) = mpsc::channel();
         let entrances: Vec<_> = self.entrances().collect();
-        let workers: Vec<_> = (0..count)
-            .map(|number| {
-                let mut listening = worker::Listening::new();
-                for (entrance, socket) in entrances.iter().zip(sockets) {
-                    let token = self.shared.accepting.token();
-                    listening.push((entrance.clone(), socket.try_clone()?, token));
-                }
+        let mut workers = Vec::new();
+        for number in 0..count {
+            let started = self.listening(&entrances, sockets).and_then(|listening| {
                 worker::start(number, self.engine, listening, self.gauges.clone(), up.clone())
-            })
-            .collect::<io::Result<_>>()
-            .context("cannot start a worker thread")?;
-        drop(up);
-        for _ in &workers {
-            ups.recv_timeout(START).context("a worker does not start; see the log")?;
+            });
+            match started {
+                Ok(worker) => workers.push((number, worker)),
+                // Threads or descriptors are limited, and the next one will not be had either.
+                Err(error) if self.lenient && number > 0 => {
+                    tracing::warn!(number, %error, "cannot start another worker thread");
+                    break;
+                }
+                Err(error) => return Err(error).context("cannot start a worker thread"),
+            }
         }
-        *self.workers.lock().unwrap_or_else(PoisonError::into_inner) = workers;
+        drop(up);
+        let mut serving = Vec::new();
+        for _ in &workers {
+            match ups.recv_timeout(START) {
+                Ok(number) => serving.push(number),
+                Err(_) if self.lenient && !serving.is_empty() => break,
+                Err(error) => return Err(error).context("a worker does not start; see the log"),
+            }
+        }
+        workers.retain(|(number, _)| serving.contains(number));
+        *self.workers.lock().unwrap_or_else(PoisonError::into_inner) =
+            workers.into_iter().map(|(_, worker)| worker).collect();
         Ok(())
+    }
+
+    /// What one worker listens on.
+    fn listening(
+        &self,
+        entrances: &[Entrance],
+        sockets: &[Socket],
+    ) -> io::Result<worker::Listening> {
+        let each = entrances.iter().zip(sockets).map(|(entrance, socket)| {
+            Ok((entrance.clone(), socket.try_clone()?, self.shared.accepting.token()))
+        });
+        each.collect()
     }
 
     /// After a drain has ended, and everything with it: listen where we did, and begin anew. Nothing
