@@ -8,7 +8,7 @@
 //!    somebody's rules. No mark could tell: setting one takes a capability that serving does not have.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 
 use socket2::SockRef;
 
@@ -55,11 +55,18 @@ pub fn is_here(called: SocketAddr) -> bool {
 pub(super) fn original(socket: SockRef<'_>, v4: bool) -> io::Result<SocketAddr> {
     let address = if v4 { socket.original_dst_v4()? } else { socket.original_dst_v6()? };
     let address = address.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-    Ok(match address.ip().to_canonical() {
-        ip if ip.is_ipv4() => SocketAddr::new(ip, address.port()),
-        // As it is: a link-local address has its interface with it.
-        _ => address,
-    })
+    Ok(destination(address))
+}
+
+/// What is called, by which it is known again: of IPv6 a link-local address has its interface with it; the
+/// flow label is the client's, another for every connection.
+fn destination(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_none() => {
+            SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id()).into()
+        }
+        _ => SocketAddr::new(address.ip().to_canonical(), address.port()),
+    }
 }
 
 impl Astray {
@@ -75,5 +82,20 @@ impl Astray {
             }
             Self::Foreign => "it was going to another machine",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_to_one_address_go_to_the_same_place() {
+        let link_local = "fe80::1".parse().expect("an address");
+        let labelled = |label, scope| SocketAddrV6::new(link_local, 80, label, scope).into();
+        assert_eq!(destination(labelled(7, 2)), destination(labelled(8, 2)));
+        assert_ne!(destination(labelled(7, 2)), destination(labelled(7, 3)), "another interface");
+        let mapped = "[::ffff:10.0.0.7]:80".parse().expect("an address");
+        assert_eq!(destination(mapped).to_string(), "10.0.0.7:80");
     }
 }
