@@ -126,7 +126,9 @@ pub(super) async fn settle<E: Engine>(
     {
         // Another worker was quicker, or the limit was lowered: hold what is accepted already.
         room(port).await;
-        admission = ask(port, peer, Instant::now());
+        let now = Instant::now();
+        entry.asks(now);
+        admission = ask(port, peer, now);
     }
     if let Entry::Refuse(reason) = admission {
         return turn_away(port, socket, entry, reason);

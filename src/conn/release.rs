@@ -16,7 +16,8 @@ use crate::outcome::Outcome;
 pub(super) fn release<E: Engine>(engine: &E, port: &Port, conn: Conn<E>, outcome: Outcome) {
     if let Some(Entry::Admit(_)) = conn.admission {
         let waited = conn.entry.waited().unwrap_or_default();
-        port.metrics.free(conn.age(Instant::now()).saturating_sub(waited));
+        let asked = conn.entry.since_it_asked(Instant::now());
+        port.metrics.free(asked.saturating_sub(waited));
     }
     count(port, &conn.entry, outcome, conn.bytes());
     part(engine, conn, outcome);
