@@ -65,6 +65,7 @@ impl Gateway for Fake {
             ports: vec![PortStatus {
                 listen: SocketAddr::from(([0, 0, 0, 0], 8080)),
                 app: "<app>:3000".into(),
+                entrance: false,
                 protocol: "tcp",
                 mode: "enforce",
                 limit: Some(8),
@@ -401,7 +402,7 @@ fn the_status_has_every_field() {
     );
     assert_eq!(
         keys(&status["ports"][0]),
-        "accepted active admitted app bypass bytes_in bytes_out history limit listen mode outcomes \
+        "accepted active admitted app bypass bytes_in bytes_out entrance history limit listen mode outcomes \
          peak_active protocol queue_length queued recent refused shadow would_refuse"
     );
     assert_eq!(status["ports"][0]["refused"]["queue_full"], 0);

@@ -276,6 +276,7 @@ mod tests {
         PortStatus {
             listen: ([127, 0, 0, 1], 8080).into(),
             app: "127.0.0.1:3000".into(),
+            entrance: false,
             protocol: "http",
             mode: "enforce",
             limit: Some(8),

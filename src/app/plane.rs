@@ -212,14 +212,19 @@ impl DataPlane {
         ports
     }
 
+    /// Whether it stands for all captured ports, and is none itself.
+    pub(super) fn is_entrance(&self, port: &Port) -> bool {
+        let own = self.captured.as_ref().map(|captured| captured.own.listen);
+        port.apps.is_empty() && own == Some(port.listen)
+    }
+
     /// Where the application of a port listens, as far as that is on this machine.
     pub(super) fn on_this_machine(&self, port: &Port) -> Vec<Application> {
         let number = port.listen.port();
-        if let Some(captured) = &self.captured
-            && port.apps.is_empty()
-        {
-            let own = number == captured.own.listen.port();
-            return if own { Vec::new() } else { vec![Application { ip: None, port: number }] };
+        if port.apps.is_empty() {
+            // Neither the capture port nor the gate that ports share has an application.
+            let is_one = number != 0 && !self.is_entrance(port);
+            return is_one.then_some(Application { ip: None, port: number }).into_iter().collect();
         }
         let tcp = port.apps.iter().filter_map(|app| match app {
             App::Tcp(address) if place::is_local(*address) => Some(address),

@@ -111,15 +111,16 @@ impl Running {
         let ports = self.plane.ports();
         let beside =
             self.beside.count(ports.iter().map(|port| self.plane.on_this_machine(port)).collect());
-        ports.iter().zip(beside).map(|(port, bypass)| Self::port_status(port, bypass)).collect()
+        ports.iter().zip(beside).map(|(port, bypass)| self.port_status(port, bypass)).collect()
     }
 
-    fn port_status(port: &Port, bypass: Option<u64>) -> admin::PortStatus {
+    fn port_status(&self, port: &Port, bypass: Option<u64>) -> admin::PortStatus {
         let counts = Counts::read(&port.metrics);
         let gate = port.gate.snapshot();
         admin::PortStatus {
             listen: port.listen,
             app: port.app_text.clone(),
+            entrance: self.plane.is_entrance(port),
             protocol: port.protocol.label(),
             mode: gate.settings.mode.label(),
             limit: gate.settings.limit.map(Into::into),

@@ -25,6 +25,8 @@ pub enum Astray {
     Circle,
     /// It was going to another machine.
     Foreign,
+    /// It was going to a port that nobody listens on.
+    Nobody,
 }
 
 /// Where `socket`, which came from `peer`, was going. `is_port_of_ours`: the ports this process
@@ -35,9 +37,11 @@ pub fn of(
     is_port_of_ours: impl Fn(u16) -> bool,
 ) -> Result<SocketAddr, Astray> {
     let peer = peer.ok_or(Astray::Direct)?;
-    let called = original(socket, peer.is_ipv4()).map_err(|_| Astray::Direct)?;
+    let called = original(&socket, peer.is_ipv4()).map_err(|_| Astray::Direct)?;
     if is_port_of_ours(called.port()) {
-        return Err(Astray::Ours);
+        // Where the kernel tracks connections it knows those, too, that nobody has redirected.
+        let here = socket.local_addr().ok().and_then(|here| here.as_socket()).map(destination);
+        return Err(if here == Some(called) { Astray::Direct } else { Astray::Ours });
     }
     // Only what began on this machine can be ours: everybody else is spared the question.
     if sockets::is_here(peer.ip(), called.ip()) && sockets::is_own(peer, called) {
@@ -52,7 +56,7 @@ pub fn is_here(called: SocketAddr) -> bool {
 }
 
 /// What the kernel's connection tracking says it was before NAT.
-pub(super) fn original(socket: SockRef<'_>, v4: bool) -> io::Result<SocketAddr> {
+pub(super) fn original(socket: &SockRef<'_>, v4: bool) -> io::Result<SocketAddr> {
     let address = if v4 { socket.original_dst_v4()? } else { socket.original_dst_v6()? };
     let address = address.as_socket().ok_or(io::ErrorKind::InvalidData)?;
     Ok(destination(address))
@@ -70,7 +74,7 @@ fn destination(address: SocketAddr) -> SocketAddr {
 }
 
 impl Astray {
-    /// For the log.
+    /// For people, to be read after what became of it.
     pub const fn why(self) -> &'static str {
         match self {
             Self::Direct => {
@@ -81,6 +85,7 @@ impl Astray {
                 "the gateway has made it itself: rules redirect what this machine sends"
             }
             Self::Foreign => "it was going to another machine",
+            Self::Nobody => "nobody listens on that port",
         }
     }
 }
