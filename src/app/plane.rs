@@ -6,6 +6,7 @@
 //! happens here, no connection waits for it.
 
 use std::io;
+use std::iter;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -297,16 +298,19 @@ impl Load for DataPlane {
         tally
     }
 
-    fn listeners(&self) -> Listeners {
-        let mut applications: Vec<_> =
-            self.ports().iter().flat_map(|port| self.on_this_machine(port)).collect();
-        applications.sort_by_key(|app| app.port);
-        let found = sockets::listening(&applications).unwrap_or_default();
-        let mut listeners = Listeners::default();
-        for (app, sockets) in applications.iter().zip(found) {
-            listeners.0.entry(app.port).or_default().extend(sockets);
+    fn listeners(&self) -> Option<Listeners> {
+        let ports = self.ports();
+        let applications: Vec<_> =
+            ports.iter().flat_map(|port| self.on_this_machine(port)).collect();
+        // Loopback is here even where one of its families is not.
+        let is_here = |app: &App| matches!(app, App::Tcp(at) if at.ip().is_loopback() || place::is_local(*at));
+        let elsewhere = ports.iter().flat_map(|port| &port.apps).any(|app| !is_here(app))
+            || self.captured.as_ref().is_some_and(|captured| captured.is_shared());
+        let mut listeners = Listeners { elsewhere, ..Listeners::default() };
+        for (app, sockets) in iter::zip(&applications, sockets::listening(&applications).ok()?) {
+            listeners.by_port.entry(app.port).or_default().extend(sockets);
         }
-        listeners
+        Some(listeners)
     }
 
     fn close_gates(&self) {
