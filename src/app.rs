@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
 use socket2::Socket;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,20 @@ pub enum StartError {
     Other(#[from] anyhow::Error),
 }
 
+/// The process of `tidegate run`, before it knows its settings: from now on a signal waits until it can be
+/// obeyed. The kernel lets process 1, as in a container, hear of none that it has not asked for.
+pub struct Process {
+    runtime: Runtime,
+    signals: Signals,
+}
+
+/// What is heard.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
 /// How often it is told what had no log line.
 const PACE: Duration = Duration::from_secs(1);
 
@@ -58,19 +73,35 @@ pub fn raise_open_files() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-/// `tidegate run`: serve until drained.
-pub fn run(config: Config, layers: Layers, telemetry: &Telemetry) -> Result<Report, StartError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the control plane")?;
-    LocalSet::new().block_on(&runtime, start(config, layers, telemetry))
+impl Process {
+    /// To be called first of all.
+    pub fn new() -> Result<Self, StartError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("cannot start the control plane")?;
+        let signals = {
+            let _inside = runtime.enter();
+            Signals::register().context("cannot listen for signals")?
+        };
+        Ok(Self { runtime, signals })
+    }
+
+    /// `tidegate run`: serve until drained.
+    pub fn run(
+        self,
+        config: Config,
+        layers: Layers,
+        telemetry: &Telemetry,
+    ) -> Result<Report, StartError> {
+        let Self { runtime, signals } = self;
+        LocalSet::new().block_on(&runtime, start(config, layers, telemetry, signals))
+    }
 }
 
 async fn start(
     config: Config,
     layers: Layers,
     telemetry: &Telemetry,
+    signals: Signals,
 ) -> Result<Report, StartError> {
     let starting = control::Start::new();
     let faces = admin::Faces {
@@ -95,6 +126,7 @@ async fn start(
     let queue = telemetry.traces();
     let exporter = collector(&config, queue.clone())?;
     let plane = Arc::new(DataPlane::start(&config, sockets, faces.to_vec(), &life, queue)?);
+    let layers = noted(layers, &plane);
     let running = Arc::new(Running {
         plane: plane.clone(),
         life: life.clone(),
@@ -114,9 +146,19 @@ async fn start(
         own_pod: Mutex::default(),
         demand: Mutex::default(),
     });
-    let report = serve(plane, running, bound, life, starting).await?;
+    let report = serve(plane, running, bound, starting, signals).await?;
     drop(exporter);
     Ok(report)
+}
+
+/// What was asked for in a pod and cannot be had here is said, and remembered.
+fn noted(layers: Layers, plane: &DataPlane) -> Layers {
+    let mut noted = layers.clone();
+    for (setting, problem) in &plane.lacking {
+        noted.note_lacking(setting, problem);
+    }
+    live::say_what_is_new(&layers, &noted);
+    noted
 }
 
 /// The way to whoever collects traces.
@@ -177,12 +219,13 @@ async fn serve(
     plane: Arc<DataPlane>,
     running: Arc<Running>,
     faces: admin::Bound,
-    life: Lifecycle,
     starting: control::Start,
+    signals: Signals,
 ) -> anyhow::Result<Report> {
+    let life = running.life.clone();
     let stop = CancellationToken::new();
     let admin = spawn_local(faces.serve(running.clone(), stop.clone()));
-    let signals = spawn_local(signals(running.clone())?);
+    let signals = spawn_local(signals.obey(running.clone()));
     let health = spawn_local(watch_workers(plane.clone(), life.clone()));
     let pace = spawn_local(say_what_was_not_said(plane.clone()));
     let demand = spawn_local(watch_demand(running.clone()));
@@ -244,15 +287,21 @@ async fn drain(plane: &DataPlane, running: &Running, life: &Lifecycle) -> Report
     }
 }
 
-/// SIGTERM and SIGINT drain, the second of them now; SIGHUP reads the file again.
-fn signals(running: Arc<Running>) -> io::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let next = async |terminate: &mut Signal, interrupt: &mut Signal| {
-        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
-    };
-    Ok(async move {
+impl Signals {
+    fn register() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// SIGTERM and SIGINT drain, the second of them now; SIGHUP reads the file again.
+    async fn obey(self, running: Arc<Running>) {
+        let Self { mut terminate, mut interrupt, mut hangup } = self;
+        let next = async |terminate: &mut Signal, interrupt: &mut Signal| {
+            tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+        };
         let mut draining = false;
         loop {
             tokio::select! {
@@ -270,7 +319,7 @@ fn signals(running: Arc<Running>) -> io::Result<impl Future<Output = ()>> {
                 _ = hangup.recv() => running.reread(),
             }
         }
-    })
+    }
 }
 
 /// A worker that stops accepting before the drain has failed: say so, and let what is left finish.

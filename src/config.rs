@@ -88,6 +88,8 @@ pub struct Config {
     pub drain_partial: bool,
     /// What OpenTelemetry's variables say that is not understood; for the log.
     pub ignored: Vec<String>,
+    /// Nobody is there who could correct what cannot be had here: it is done without.
+    pub in_a_pod: bool,
 }
 
 /// Ports whose connections the kernel redirects to one address of ours.

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::capture::origin::Astray;
 use crate::escape::Shown;
 use crate::outcome::Outcome;
 
@@ -51,6 +52,8 @@ pub struct Note {
     pub at: Instant,
     /// What became of it.
     pub outcome: Outcome,
+    /// Of a captured connection that no gate was asked about: why it had nowhere to go.
+    pub astray: Option<Astray>,
     /// The port it came to.
     pub port: SocketAddr,
     /// Who it was from.
@@ -409,6 +412,7 @@ mod tests {
         Note {
             at: journal.begun.0 + Duration::from_millis(after),
             outcome,
+            astray: None,
             port: SocketAddr::from(([127, 0, 0, 1], 8000)),
             client: None,
             connection,

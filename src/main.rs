@@ -63,6 +63,10 @@ fn dispatch(command: Command) -> Exit {
 }
 
 fn run(args: &cli::Run) -> Exit {
+    let process = match app::Process::new() {
+        Ok(process) => process,
+        Err(error) => return fail(&format!("{error:#}")),
+    };
     app::raise_open_files();
     let resolved = Layers::from_cli(args, config::environment())
         .and_then(|layers| layers.resolve().map(|config| (layers, config)));
@@ -74,7 +78,7 @@ fn run(args: &cli::Run) -> Exit {
         Ok(telemetry) => telemetry,
         Err(error) => return fail(&error.to_string()),
     };
-    match app::run(config, layers, &telemetry) {
+    match process.run(config, layers, &telemetry) {
         Ok(_) => Exit::Ok,
         Err(error @ app::StartError::Addresses(_)) => misconfigured(&error.to_string()),
         Err(error) => fail(&format!("{error:#}")),

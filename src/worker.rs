@@ -20,20 +20,20 @@ use crate::io::{Engine, Gauges};
 /// when nothing more will be accepted from it.
 pub type Listening = Vec<(Entrance, Socket, TaskTrackerToken)>;
 
-/// Start worker `number`, which says on `up` when it accepts. The thread ends when its listeners have closed and its connections have
+/// Start worker `number`, which says its number on `up` when it accepts. The thread ends when its listeners have closed and its connections have
 /// ended, or with the error that kept it from starting.
 pub fn start(
     number: usize,
     engine: Selected,
     listening: Listening,
     gauges: Arc<Gauges>,
-    up: Sender<()>,
+    up: Sender<usize>,
 ) -> io::Result<JoinHandle<io::Result<()>>> {
     thread::Builder::new().name(format!("tidegate-w{number}")).spawn(move || {
         let worked = match engine {
-            Selected::Epoll => Epoll::run(gauges, |engine| work(engine, listening, up)),
+            Selected::Epoll => Epoll::run(gauges, |engine| work(engine, number, listening, up)),
             Selected::Uring { sqpoll } => {
-                Uring::run(sqpoll, gauges, |engine| work(engine, listening, up))
+                Uring::run(sqpoll, gauges, |engine| work(engine, number, listening, up))
             }
         };
         worked.inspect_err(|error| tracing::error!(number, %error, "a worker has failed"))
@@ -41,7 +41,7 @@ pub fn start(
 }
 
 /// The whole life of a worker.
-async fn work<E: Engine>(engine: E, listening: Listening, up: Sender<()>) {
+async fn work<E: Engine>(engine: E, number: usize, listening: Listening, up: Sender<usize>) {
     let connections = TaskTracker::new();
     let accepting = TaskTracker::new();
     for (entrance, socket, token) in listening {
@@ -60,7 +60,7 @@ async fn work<E: Engine>(engine: E, listening: Listening, up: Sender<()>) {
     }
     // The accept loops first: who hears of it finds them waiting.
     tokio::task::yield_now().await;
-    let _ = up.send(());
+    let _ = up.send(number);
     drop(up);
     accepting.close();
     accepting.wait().await;

@@ -67,6 +67,7 @@ impl Gateway for Fake {
             ports: vec![PortStatus {
                 listen: SocketAddr::from(([0, 0, 0, 0], 8080)),
                 app: "<app>:3000".into(),
+                entrance: false,
                 protocol: "tcp",
                 mode: "enforce",
                 limit: Some(8),
@@ -153,6 +154,10 @@ impl Load for Idle {
 const GRACE: Duration = Duration::from_secs(4);
 
 fn serve() -> Served {
+    serve_for(GRACE)
+}
+
+fn serve_for(grace: Duration) -> Served {
     let dir = tempfile::tempdir().expect("a directory");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let control = dir.path().join("control.sock");
@@ -161,7 +166,7 @@ fn serve() -> Served {
     let [admin, probe, metrics] =
         [bound.admin(), bound.probe(), bound.metrics()].map(|address| address.expect("bound"));
     let fake = Arc::new(Fake {
-        life: Lifecycle::new(GRACE),
+        life: Lifecycle::new(grace),
         metrics: Arc::default(),
         level: Mutex::default(),
         journal: Arc::default(),
@@ -173,10 +178,10 @@ fn serve() -> Served {
         runtime.spawn(async { std::future::pending::<()>().await });
         let life = gateway.life.clone();
         runtime.spawn(async move {
-            let config = || lifecycle::Config {
+            let config = move || lifecycle::Config {
                 drain_delay: Duration::from_millis(200),
                 drain_timeout: None,
-                grace: GRACE,
+                grace,
                 after_drain: lifecycle::AfterDrain::Exit,
             };
             life.run_drain(config, &Idle).await;
@@ -399,7 +404,7 @@ fn the_status_has_every_field() {
     );
     assert_eq!(
         keys(&status["ports"][0]),
-        "accepted active admitted app bypass bytes_in bytes_out history limit listen mode outcomes \
+        "accepted active admitted app bypass bytes_in bytes_out entrance history limit listen mode outcomes \
          peak_active protocol queue_length queued recent refused shadow would_refuse"
     );
     assert_eq!(status["ports"][0]["refused"]["queue_full"], 0);
@@ -535,4 +540,44 @@ fn the_client_sets_and_shows() {
         error.contains("no gateway answers at 127.0.0.1:1") && error.contains("--admin"),
         "{error}"
     );
+}
+
+/// Eight addresses wait with as many requests as they may, which is all there may be; the kubelet comes last.
+#[test]
+fn a_crowd_keeps_no_hook_and_no_probe_out() {
+    tidegate::app::raise_open_files();
+    // For long: whoever waits for a drain waits 5 s for one to begin.
+    let served = serve_for(Duration::from_secs(60));
+    served.fake.life.serving();
+    let mut crowd = Vec::new();
+    for _ in 0..64 {
+        for last in 2..=9 {
+            let mut stream = connect_from([127, 0, 0, last], served.probe);
+            write!(stream, "GET /drain/wait HTTP/1.1\r\nHost: x\r\n\r\n").expect("writes");
+            crowd.push(stream);
+        }
+        // Of those who have not been heard yet the oldest would have to go.
+        assert_eq!(get(served.probe, "/livez").status, 200);
+    }
+    until_waiting(&served);
+    std::thread::scope(|scope| {
+        let hook = scope.spawn(|| get(served.probe, "/drain/wait"));
+        // Whoever has been there longest is told that his place is another's now.
+        let mut told = [0; 12];
+        (&crowd[0]).read_exact(&mut told).expect("an answer");
+        assert_eq!(told, *b"HTTP/1.1 503");
+        assert_eq!(get(served.probe, "/app-probe/shop/liveness").status, 404, "it is looked for");
+        served.fake.life.drain(lifecycle::Cause::Request);
+        let answer = hook.join().expect("no panic");
+        assert_eq!((answer.status, answer.body.trim()), (200, "drained"));
+    });
+}
+
+fn connect_from(local: [u8; 4], to: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let socket = socket.expect("a socket");
+    socket.bind(&SocketAddr::from((local, 0)).into()).expect("all of 127/8 is ours");
+    socket.connect(&to.into()).expect("somebody listens");
+    socket.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+    socket.into()
 }

@@ -17,13 +17,13 @@ use std::path::Path;
 const LAYERS: &[(&str, &[&str])] = &[
     ("outcome", &[]),
     ("escape", &[]),
-    ("journal", &["escape", "outcome"]),
+    ("capture", &[]),
+    ("journal", &["capture", "escape", "outcome"]),
     ("access", &["escape", "outcome"]),
     ("telemetry", &[]),
     // A drain is a span.
     ("lifecycle", &["telemetry"]),
     ("io", &[]),
-    ("capture", &[]),
     ("probes", &[]),
     ("metrics", &["outcome"]),
     ("limit", &["outcome"]),

@@ -175,6 +175,9 @@ fn fullness(numbers: &Numbers) -> String {
 fn why(note: &Note) -> String {
     let n = &note.numbers;
     let (waited, lasted, full) = (time(note.waited), time(note.lasted), fullness(n));
+    if let Some(astray) = note.astray {
+        return format!("It asked for no slot: {}.", astray.why());
+    }
     match note.outcome {
         Outcome::Refused(reason) => match reason {
             Reason::LimitReached => {
@@ -332,6 +335,16 @@ fn advice(note: &Note) -> Vec<String> {
         (note.numbers.queue_length * 2).max(16)
     );
     let one = |text: &str| vec![text.to_owned()];
+    if note.astray.is_some() {
+        return match note.outcome {
+            Outcome::Refused(Reason::UpstreamRefused) => one(
+                "Nothing, if somebody looks for open ports. Else: is the application running, and does it listen on that port?",
+            ),
+            _ => one(
+                "Nothing, if it was a stranger. Which connections are redirected says tidegate capture check.",
+            ),
+        };
+    }
     match note.outcome {
         Outcome::Refused(Reason::LimitReached | Reason::QueueFull) => {
             vec![raise, longer, enough.to_owned()]
@@ -367,7 +380,7 @@ fn advice(note: &Note) -> Vec<String> {
             one("Give the application's own address after = in --listen.")
         }
         Outcome::Refused(Reason::UpstreamRefused) => one(
-            "Is the application running, and does it listen where --listen says? Its own log may know.",
+            "Is the application running, and does it listen where it is dialled? Its own log may know.",
         ),
         Outcome::Refused(Reason::UpstreamTimeout) => one(
             "The application does not accept: it hangs, or its backlog is full. Its own log may know; a lower limit may help.",

@@ -20,7 +20,7 @@ use super::document::document;
 use super::gateway::Gateway;
 use super::history::History;
 use super::negotiate::Format;
-use super::patience::Visitor;
+use super::patience::{For, Visitor};
 use super::{explain, page, scrape};
 
 /// One of the four addresses.
@@ -164,8 +164,13 @@ fn readyz(gateway: &dyn Gateway) -> Response<Full<Bytes>> {
 /// What the pod's specification says is asked, and nothing of the request that asks for it.
 async fn app_probe(gateway: &dyn Gateway, visitor: &Visitor, uri: &Uri) -> Response<Full<Bytes>> {
     let name = uri.path().strip_prefix(APP_PROBE).unwrap_or_default();
-    let Some(_place) = visitor.wait() else { return too_many() };
-    match gateway.probes().run(name).await {
+    let Some(place) = visitor.wait(For::Probe) else { return too_many() };
+    let probes = gateway.probes();
+    let verdict = tokio::select! {
+        verdict = probes.run(name) => verdict,
+        () = place.is_lost() => return too_many(),
+    };
+    match verdict {
         Some(verdict) => {
             let code = StatusCode::from_u16(verdict.code()).unwrap_or(StatusCode::BAD_GATEWAY);
             text(code, &format!("{}: {}", verdict.finding.label(), verdict.why))
@@ -176,8 +181,12 @@ async fn app_probe(gateway: &dyn Gateway, visitor: &Visitor, uri: &Uri) -> Respo
 
 /// Starts nothing; the network is told no more than that it is over.
 async fn drain_wait(face: Face, gateway: &dyn Gateway, visitor: &Visitor) -> Response<Full<Bytes>> {
-    let Some(_place) = visitor.wait() else { return too_many() };
-    let report = gateway.lifecycle().drained_if_begun().await;
+    let Some(place) = visitor.wait(For::Drain) else { return too_many() };
+    let life = gateway.lifecycle();
+    let report = tokio::select! {
+        report = life.drained_if_begun() => report,
+        () = place.is_lost() => return too_many(),
+    };
     match face {
         Face::Control => json(StatusCode::OK, &report),
         _ if report.is_some() => text(StatusCode::OK, "drained"),

@@ -27,7 +27,7 @@ use super::exposition::{Families, Labels, write};
 use super::gateway::Gateway;
 use super::negotiate::Format;
 use super::process::{Network, Process};
-use super::status::{PortStatus, PortVitals, Status, Vitals};
+use super::status::{OTHER, PortStatus, PortVitals, Status, Vitals};
 
 /// The page.
 pub(super) fn scrape(gateway: &dyn Gateway, format: Format) -> String {
@@ -303,6 +303,9 @@ impl Page {
     /// The port's number, unless two addresses share it.
     fn label(&self, port: &PortStatus) -> String {
         let number = port.listen.port();
+        if number == 0 {
+            return OTHER.to_owned();
+        }
         match self.status.ports.iter().filter(|p| p.listen.port() == number).count() {
             1 => number.to_string(),
             _ => port.listen.to_string(),
@@ -330,6 +333,7 @@ mod tests {
         PortStatus {
             listen: listen.parse().expect("an address"),
             app: "127.0.0.1:3000".into(),
+            entrance: false,
             protocol: "tcp",
             mode: "enforce",
             limit,
@@ -381,6 +385,7 @@ mod tests {
             ports: vec![
                 port("0.0.0.0:8080", Some(8), &metrics),
                 PortStatus {
+                    entrance: false,
                     protocol: "http",
                     mode: "observe",
                     ..port("0.0.0.0:8081", Some(4), &PortMetrics::default())
@@ -529,6 +534,7 @@ mod tests {
         let shadow = (1..=crate::limit::MAX_SHADOW_LIMITS as u32).map(|limit| (limit, 1)).collect();
         let of = |count: u16| {
             let ports = (0..count).map(|n| PortStatus {
+                entrance: false,
                 protocol: "auto",
                 bypass: Some(1),
                 shadow: std::collections::BTreeMap::clone(&shadow),

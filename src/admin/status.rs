@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::lifecycle::{Phase, Report};
 use crate::metrics::PortMetrics;
@@ -137,10 +137,14 @@ pub struct OwnPod {
 /// One port.
 #[derive(Clone, Debug, Serialize)]
 pub struct PortStatus {
-    /// The address that was really bound.
+    /// The address that was really bound; port 0 stands for captured ports that share a gate, and is
+    /// written `other`.
+    #[serde(serialize_with = "with_other")]
     pub listen: SocketAddr,
     /// The application as the user wrote it.
     pub app: String,
+    /// It is where captured connections come in: what is refused here was going nowhere.
+    pub entrance: bool,
     /// `tcp`.
     pub protocol: &'static str,
     /// `enforce`, `observe` or `off`.
@@ -216,6 +220,16 @@ pub struct Counts {
     pub bytes_in: u64,
     /// Bytes read from the application.
     pub bytes_out: u64,
+}
+
+/// The name of what has no number of its own.
+pub(super) const OTHER: &str = "other";
+
+fn with_other<S: Serializer>(listen: &SocketAddr, to: S) -> Result<S::Ok, S::Error> {
+    match listen.port() {
+        0 => to.collect_str(&format_args!("{}{OTHER}", listen.to_string().trim_end_matches('0'))),
+        _ => listen.serialize(to),
+    }
 }
 
 impl Counts {

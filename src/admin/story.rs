@@ -151,6 +151,9 @@ fn drain_detail(draining: &Value) -> String {
 pub fn port(status: &Value, port: &Value) -> Story {
     let now = Now::of(port);
     let (mut tone, mut word, mut detail) = now.tell();
+    if now.nobody > 0.0 {
+        detail += &format!("; {}/s to ports that nobody listens on", rate(now.nobody));
+    }
     let beside = number(&port["bypass"]);
     if beside > 0 {
         let connections = if beside == 1 { "connection reaches" } else { "connections reach" };
@@ -189,6 +192,9 @@ struct Now<'a> {
     would_refuse: f64,
     /// Reasons with their rates, the most frequent first.
     refused: Vec<(&'a str, f64)>,
+    /// Where captured connections come in: those to ports that nobody listens on. That is no application's
+    /// failure, and anybody can call such ports.
+    nobody: f64,
     wait_p99: Option<f64>,
     /// The smallest candidate limit that would have let everybody in, while candidates are tried.
     enough: Option<Option<u64>>,
@@ -200,6 +206,9 @@ pub const OWN: [&str; 2] = ["client_gone", "not_served"];
 
 /// Reasons that say the application is in trouble.
 const APPLICATION: [&str; 3] = ["upstream_refused", "upstream_timeout", "abandoned"];
+
+/// How a connection to a port that nobody listens on is refused.
+const NOBODY: &str = "upstream_refused";
 
 /// Of fewer arrivals than this nobody should learn which limit is right.
 const ENOUGH: u64 = 1000;
@@ -214,6 +223,8 @@ impl<'a> Now<'a> {
             .filter(|(_, rate)| *rate > 0.0)
             .collect();
         refused.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let astray = |(why, _): &mut (&str, f64)| port["entrance"] == true && *why == NOBODY;
+        let nobody = refused.extract_if(.., astray).map(|(_, rate)| rate).sum();
         let seen = number(&port["admitted"]) >= ENOUGH;
         let shadow = port["shadow"].as_object().filter(|all| seen && !all.is_empty());
         let enough = shadow.map(|all| {
@@ -229,6 +240,7 @@ impl<'a> Now<'a> {
             admitted: recent["admitted_per_second"].as_f64().unwrap_or(0.0),
             would_refuse: recent["would_refuse_per_second"].as_f64().unwrap_or(0.0),
             refused,
+            nobody,
             wait_p99: recent["wait_seconds"]["p99"].as_f64(),
             enough,
         }
@@ -435,6 +447,19 @@ mod tests {
         ] {
             assert_eq!(told(&enforcing(active, queued, &refused)), sentence);
         }
+    }
+
+    #[test]
+    fn whoever_looks_for_open_ports_finds_no_failing_application() {
+        let mut port = enforcing(0, 0, &json!({ "upstream_refused": 12.0 }));
+        port["mode"] = json!("off");
+        port["entrance"] = json!(true);
+        assert_eq!(
+            told(&port),
+            "Port 8080: off — 0 in flight, nothing is limited; 12/s to ports that nobody listens on"
+        );
+        port["recent"]["refused_per_second"]["loop"] = json!(3.0);
+        assert_eq!(super::port(&json!({}), &port).tone, Tone::Bad, "that one is");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! happens here, no connection waits for it.
 
 use std::io;
+use std::iter;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -39,6 +40,10 @@ pub struct DataPlane {
     engine: Selected,
     pub(super) reason: String,
     workers: Mutex<Vec<JoinHandle<io::Result<()>>>>,
+    /// Whether fewer workers will do where so many cannot be had.
+    lenient: bool,
+    /// Settings that ask for what cannot be had here, and what there is instead.
+    pub(super) lacking: Vec<(&'static str, String)>,
 }
 
 /// How long a worker may take to start. It has a ring to make and memory to get.
@@ -55,8 +60,16 @@ impl DataPlane {
         life: &Lifecycle,
         traces: Option<export::Queue>,
     ) -> anyhow::Result<Self> {
-        let (engine, reason) = probe::choose(config.engine, config.uring_sqpoll)
-            .map_err(|unusable| anyhow!("--engine uring: {unusable}"))?;
+        let mut lacking = Vec::new();
+        let (engine, reason) = match probe::choose(config.engine, config.uring_sqpoll) {
+            Ok(chosen) => chosen,
+            // Whoever asks for it in a pod cannot see what its node allows.
+            Err(unusable) if config.in_a_pod => {
+                lacking.push(("engine", format!("cannot be had here, epoll serves: {unusable}")));
+                (Selected::Epoll, unusable.to_string())
+            }
+            Err(unusable) => return Err(anyhow!("--engine uring: {unusable}")),
+        };
         for socket in &sockets {
             listening.extend(socket.local_addr()?.as_socket());
         }
@@ -88,7 +101,7 @@ impl DataPlane {
             _ => None,
         };
         let listeners = sockets.len();
-        let plane = Self {
+        let mut plane = Self {
             ports,
             captured,
             listeners,
@@ -97,8 +110,16 @@ impl DataPlane {
             engine,
             reason,
             workers: Mutex::default(),
+            lenient: config.in_a_pod,
+            lacking,
         };
-        plane.work(config.workers.get(), &sockets)?;
+        let wanted = config.workers.get();
+        plane.work(wanted, &sockets)?;
+        let there = plane.worker_count();
+        if there < wanted {
+            let problem = format!("cannot all be started here, {there} of {wanted} serve");
+            plane.lacking.push(("workers", problem));
+        }
         Ok(plane)
     }
 
@@ -106,23 +127,46 @@ impl DataPlane {
     fn work(&self, count: usize, sockets: &[Socket]) -> anyhow::Result<()> {
         let (up, ups) = mpsc::channel();
         let entrances: Vec<_> = self.entrances().collect();
-        let workers: Vec<_> = (0..count)
-            .map(|number| {
-                let mut listening = worker::Listening::new();
-                for (entrance, socket) in entrances.iter().zip(sockets) {
-                    let token = self.shared.accepting.token();
-                    listening.push((entrance.clone(), socket.try_clone()?, token));
-                }
+        let mut workers = Vec::new();
+        for number in 0..count {
+            let started = self.listening(&entrances, sockets).and_then(|listening| {
                 worker::start(number, self.engine, listening, self.gauges.clone(), up.clone())
-            })
-            .collect::<io::Result<_>>()
-            .context("cannot start a worker thread")?;
-        drop(up);
-        for _ in &workers {
-            ups.recv_timeout(START).context("a worker does not start; see the log")?;
+            });
+            match started {
+                Ok(worker) => workers.push((number, worker)),
+                // Threads or descriptors are limited, and the next one will not be had either.
+                Err(error) if self.lenient && number > 0 => {
+                    tracing::warn!(number, %error, "cannot start another worker thread");
+                    break;
+                }
+                Err(error) => return Err(error).context("cannot start a worker thread"),
+            }
         }
-        *self.workers.lock().unwrap_or_else(PoisonError::into_inner) = workers;
+        drop(up);
+        let mut serving = Vec::new();
+        for _ in &workers {
+            match ups.recv_timeout(START) {
+                Ok(number) => serving.push(number),
+                Err(_) if self.lenient && !serving.is_empty() => break,
+                Err(error) => return Err(error).context("a worker does not start; see the log"),
+            }
+        }
+        workers.retain(|(number, _)| serving.contains(number));
+        *self.workers.lock().unwrap_or_else(PoisonError::into_inner) =
+            workers.into_iter().map(|(_, worker)| worker).collect();
         Ok(())
+    }
+
+    /// What one worker listens on.
+    fn listening(
+        &self,
+        entrances: &[Entrance],
+        sockets: &[Socket],
+    ) -> io::Result<worker::Listening> {
+        let each = entrances.iter().zip(sockets).map(|(entrance, socket)| {
+            Ok((entrance.clone(), socket.try_clone()?, self.shared.accepting.token()))
+        });
+        each.collect()
     }
 
     /// After a drain has ended, and everything with it: listen where we did, and begin anew. Nothing
@@ -169,14 +213,19 @@ impl DataPlane {
         ports
     }
 
+    /// Whether it stands for all captured ports, and is none itself.
+    pub(super) fn is_entrance(&self, port: &Port) -> bool {
+        let own = self.captured.as_ref().map(|captured| captured.own.listen);
+        port.apps.is_empty() && own == Some(port.listen)
+    }
+
     /// Where the application of a port listens, as far as that is on this machine.
     pub(super) fn on_this_machine(&self, port: &Port) -> Vec<Application> {
         let number = port.listen.port();
-        if let Some(captured) = &self.captured
-            && port.apps.is_empty()
-        {
-            let own = number == captured.own.listen.port();
-            return if own { Vec::new() } else { vec![Application { ip: None, port: number }] };
+        if port.apps.is_empty() {
+            // Neither the capture port nor the gate that ports share has an application.
+            let is_one = number != 0 && !self.is_entrance(port);
+            return is_one.then_some(Application { ip: None, port: number }).into_iter().collect();
         }
         let tcp = port.apps.iter().filter_map(|app| match app {
             App::Tcp(address) if place::is_local(*address) => Some(address),
@@ -249,16 +298,19 @@ impl Load for DataPlane {
         tally
     }
 
-    fn listeners(&self) -> Listeners {
-        let mut applications: Vec<_> =
-            self.ports().iter().flat_map(|port| self.on_this_machine(port)).collect();
-        applications.sort_by_key(|app| app.port);
-        let found = sockets::listening(&applications).unwrap_or_default();
-        let mut listeners = Listeners::default();
-        for (app, sockets) in applications.iter().zip(found) {
-            listeners.0.entry(app.port).or_default().extend(sockets);
+    fn listeners(&self) -> Option<Listeners> {
+        let ports = self.ports();
+        let applications: Vec<_> =
+            ports.iter().flat_map(|port| self.on_this_machine(port)).collect();
+        // Loopback is here even where one of its families is not.
+        let is_here = |app: &App| matches!(app, App::Tcp(at) if at.ip().is_loopback() || place::is_local(*at));
+        let elsewhere = ports.iter().flat_map(|port| &port.apps).any(|app| !is_here(app))
+            || self.captured.as_ref().is_some_and(|captured| captured.is_shared());
+        let mut listeners = Listeners { elsewhere, ..Listeners::default() };
+        for (app, sockets) in iter::zip(&applications, sockets::listening(&applications).ok()?) {
+            listeners.by_port.entry(app.port).or_default().extend(sockets);
         }
-        listeners
+        Some(listeners)
     }
 
     fn close_gates(&self) {

@@ -111,15 +111,16 @@ impl Running {
         let ports = self.plane.ports();
         let beside =
             self.beside.count(ports.iter().map(|port| self.plane.on_this_machine(port)).collect());
-        ports.iter().zip(beside).map(|(port, bypass)| Self::port_status(port, bypass)).collect()
+        ports.iter().zip(beside).map(|(port, bypass)| self.port_status(port, bypass)).collect()
     }
 
-    fn port_status(port: &Port, bypass: Option<u64>) -> admin::PortStatus {
+    fn port_status(&self, port: &Port, bypass: Option<u64>) -> admin::PortStatus {
         let counts = Counts::read(&port.metrics);
         let gate = port.gate.snapshot();
         admin::PortStatus {
             listen: port.listen,
             app: port.app_text.clone(),
+            entrance: self.plane.is_entrance(port),
             protocol: port.protocol.label(),
             mode: gate.settings.mode.label(),
             limit: gate.settings.limit.map(Into::into),
@@ -277,8 +278,53 @@ fn known(changes: &BTreeMap<String, String>) -> Vec<&'static str> {
 
 /// The settings that are not what they were.
 pub(super) fn differing(before: &[Setting], after: &[Setting]) -> Vec<&'static str> {
-    let changed = before.iter().zip(after).filter(|(before, after)| before.value != after.value);
-    let mut keys: Vec<_> = changed.map(|(_, after)| after.key).collect();
+    let mut keys: Vec<_> = changed(before, after).chain(changed(after, before)).collect();
+    keys.sort_unstable();
     keys.dedup();
     keys
+}
+
+/// The settings that have another value here than there. A captured port has a row of its own only while it
+/// is named; without, it has what the others have.
+fn changed<'a>(here: &'a [Setting], there: &'a [Setting]) -> impl Iterator<Item = &'static str> {
+    let of = |key: &str, port: Option<u16>| {
+        there.iter().find(|row| row.key == key && row.port == port).map(|row| &row.value)
+    };
+    let differs = move |row: &&Setting| {
+        of(row.key, row.port).or_else(|| of(row.key, None)) != Some(&row.value)
+    };
+    here.iter().filter(differs).map(|row| row.key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(key: &'static str, port: Option<u16>, value: &str) -> Setting {
+        Setting { key, port, value: value.into(), origin: "default".into() }
+    }
+
+    #[test]
+    fn a_port_that_is_named_later_changes_only_what_is_said_about_it() {
+        let before = [
+            row("limit", Some(80), "1"),
+            row("limit", None, "2"),
+            row("mode", Some(80), "enforce"),
+            row("mode", None, "observe"),
+            row("engine", None, "auto"),
+        ];
+        let after = [
+            row("limit", Some(80), "1"),
+            row("limit", Some(90), "7"),
+            row("limit", None, "2"),
+            row("mode", Some(80), "enforce"),
+            row("mode", Some(90), "observe"),
+            row("mode", None, "observe"),
+            row("engine", None, "auto"),
+        ];
+        assert_eq!(differing(&before, &after), ["limit"]);
+        assert_eq!(differing(&before, &before), [""; 0]);
+        // And when it is no longer named, it has what the others have.
+        assert_eq!(differing(&after, &before), ["limit"]);
+    }
 }

@@ -163,7 +163,7 @@ fn one(listener: &TcpListener, to: SocketAddr) -> Result<(), ProofError> {
             Err(error) => return Err(failed(error)),
         }
     };
-    match origin::original(SockRef::from(&arrived), to.is_ipv4()) {
+    match origin::original(&SockRef::from(&arrived), to.is_ipv4()) {
         Ok(found) if found == to => Ok(()),
         Ok(found) => Err(ProofError::NoOriginal { to, found: found.to_string() }),
         Err(error) => Err(ProofError::NoOriginal { to, found: error.to_string() }),

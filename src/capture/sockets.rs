@@ -68,7 +68,8 @@ const OPEN: [u8; 4] = [ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT];
 const V4: u8 = libc::AF_INET as u8;
 const V6: u8 = libc::AF_INET6 as u8;
 
-/// More descriptors than this are not looked through one by one: then the user id has to do.
+/// More descriptors than this are not looked through one by one: then it is not known which sockets of our
+/// user are ours.
 const MOST_DESCRIPTORS: usize = 16_384;
 
 /// So many connections of this machine are asked about one by one.
@@ -115,9 +116,9 @@ fn beside(applications: &[Application]) -> io::Result<Vec<u64>> {
         dump(family, &OPEN, |listed| {
             // What was closed on this side, and is not held by anybody, only waits for its end.
             let gone = listed.inode == 0 && matches!(listed.state, FIN_WAIT1 | FIN_WAIT2);
-            if let Some(at) = at(listed.local).filter(|_| !gone && !own.holds(&listed)) {
+            if let Some(at) = at(listed.local).filter(|_| !gone && !own.may_hold(&listed)) {
                 served.push((at, listed));
-            } else if at(listed.remote).is_some() && own.holds(&listed) {
+            } else if at(listed.remote).is_some() && own.may_hold(&listed) {
                 dialled.insert((listed.local, listed.remote));
             }
         })?;
@@ -132,7 +133,7 @@ fn beside(applications: &[Application]) -> io::Result<Vec<u64>> {
         if is_here(from.ip(), listed.local.ip()) && questions < MOST_QUESTIONS {
             questions += 1;
             match find(from, listed.local)? {
-                Some(other) if !own.holds(&other) => {}
+                Some(other) if !own.may_hold(&other) => {}
                 _ => continue,
             }
         }
@@ -159,15 +160,19 @@ pub fn listens_at(called: SocketAddr) -> io::Result<bool> {
 /// process.
 pub fn is_own(from: SocketAddr, called: SocketAddr) -> bool {
     match find(from, called) {
-        Ok(Some(listed)) => Own::default().holds(&listed),
+        Ok(Some(listed)) => Own::default().may_hold(&listed),
         Ok(None) | Err(_) => false,
     }
 }
 
-/// The sockets (inodes) of others that listen where each application does.
+/// The sockets (inodes) of others that listen where each application does. What may be ours is not: an
+/// application that is overlooked would be taken to have ended.
 pub fn listening(applications: &[Application]) -> io::Result<Vec<BTreeSet<u64>>> {
+    listening_beside(&Own::default(), applications)
+}
+
+fn listening_beside(own: &Own, applications: &[Application]) -> io::Result<Vec<BTreeSet<u64>>> {
     let mut found = vec![BTreeSet::new(); applications.len()];
-    let own = Own::default();
     for family in [V4, V6] {
         dump(family, &[LISTEN], |listed| {
             for (app, sockets) in applications.iter().zip(&mut found) {
@@ -175,7 +180,7 @@ pub fn listening(applications: &[Application]) -> io::Result<Vec<BTreeSet<u64>>>
                 let called = app.ip.is_none_or(|app| {
                     app == ip || ip.is_unspecified() && (family == V6 || app.is_ipv4())
                 });
-                if app.port == listed.local.port() && called && !own.holds(&listed) {
+                if app.port == listed.local.port() && called && own.holds(&listed) != Some(true) {
                     sockets.insert(listed.inode);
                 }
             }
@@ -197,14 +202,18 @@ struct Own {
 }
 
 impl Own {
-    fn holds(&self, listed: &Listed) -> bool {
-        listed.inode != 0
-            && listed.uid == rustix::process::geteuid().as_raw()
-            && self
-                .inodes
-                .get_or_init(own_inodes)
-                .as_ref()
-                .is_none_or(|inodes| inodes.contains(&listed.inode))
+    /// `None`: it is our user's, and there are too many to know.
+    fn holds(&self, listed: &Listed) -> Option<bool> {
+        if listed.inode == 0 || listed.uid != rustix::process::geteuid().as_raw() {
+            return Some(false);
+        }
+        let inodes = self.inodes.get_or_init(own_inodes).as_ref()?;
+        Some(inodes.contains(&listed.inode))
+    }
+
+    /// Where mistaking another's for ours does less harm than the other way round.
+    fn may_hold(&self, listed: &Listed) -> bool {
+        self.holds(listed).unwrap_or(true)
     }
 }
 
@@ -303,4 +312,23 @@ fn listed(message: Received<'_>) -> Option<Listed> {
         uid: number(64)?,
         inode: number(68)?.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn what_may_be_ours_is_taken_for_the_applications() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let at = listener.local_addr().expect("its address");
+        let app = [Application { ip: None, port: at.port() }];
+        let none = || listening(&app).expect("the kernel tells")[0].is_empty();
+        assert!(none(), "our own");
+        let unknown = Own { inodes: OnceCell::from(None) };
+        let found = listening_beside(&unknown, &app).expect("the kernel tells");
+        assert_eq!(found[0].len(), 1, "of our user, and nobody knows whose");
+    }
 }

@@ -106,6 +106,8 @@ pub(super) struct Pod {
     doubts: Vec<Doubt>,
     /// What needs a restart stays as it is from now on.
     started: bool,
+    /// What was asked for and cannot be had on this machine, and what there is instead.
+    lacking: Vec<(&'static Key, String)>,
 }
 
 impl Pod {
@@ -237,6 +239,7 @@ impl Layers {
         let mut remarks: Vec<_> = pod.remarks.values().flatten().cloned().collect();
         remarks.extend(self.clamped());
         remarks.extend(self.nothing_to_enforce());
+        remarks.extend(pod.lacking.iter().filter_map(|(key, problem)| self.lacks(key, problem)));
         remarks
     }
 
@@ -275,6 +278,25 @@ impl Layers {
         let mistake = Mistake { setting, value: None, origin: String::new(), problem };
         let remark = Remark { source: Source::Operator, trouble: Trouble::Invalid, mistake };
         pod.remarks.entry(Source::Operator).or_default().push(remark);
+    }
+
+    /// What a setting asks for cannot be had on this machine, and the gateway serves without.
+    pub fn note_lacking(&mut self, setting: &str, problem: &str) {
+        let key = settings::find(setting).expect("only keys of the table are lacked");
+        if let Some(pod) = &mut self.pod {
+            pod.lacking.push((key, problem.to_owned()));
+        }
+    }
+
+    fn lacks(&self, key: &Key, problem: &str) -> Option<Remark> {
+        let word = self.word(key, None)?;
+        let mistake = Mistake {
+            setting: word.name(),
+            value: Some(word.text.clone()),
+            origin: word.origin.to_string(),
+            problem: problem.to_owned(),
+        };
+        Some(Remark { source: word.origin.source(), trouble: Trouble::Unused, mistake })
     }
 
     pub(super) fn listen_to(&mut self, source: Source, said: Said) {

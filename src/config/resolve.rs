@@ -198,6 +198,7 @@ impl Layers {
             app_probes: self.injected.app_probes.clone(),
             drain_partial: self.injected.drain_partial,
             ignored: self.otel.ignored.clone(),
+            in_a_pod: self.in_a_pod(),
         }
     }
 

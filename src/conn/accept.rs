@@ -17,6 +17,7 @@ use super::http::Upstream;
 use super::registry::Registered;
 use super::release::{self, count};
 use super::{Conn, Port, Protocol, TcpRefuse, serve};
+use crate::capture::origin::Astray;
 use crate::io::{Accepted, Engine, listen};
 use crate::limit::Entry;
 use crate::outcome::{Outcome, Reason};
@@ -126,7 +127,9 @@ pub(super) async fn settle<E: Engine>(
     {
         // Another worker was quicker, or the limit was lowered: hold what is accepted already.
         room(port).await;
-        admission = ask(port, peer, Instant::now());
+        let now = Instant::now();
+        entry.asks(now);
+        admission = ask(port, peer, now);
     }
     if let Entry::Refuse(reason) = admission {
         return turn_away(port, socket, entry, reason);
@@ -186,8 +189,23 @@ pub(super) fn refuse(port: &Port, (socket, peer): Accepted, reason: Reason) {
     turn_away(port, socket, entry, reason);
 }
 
+/// Turn away one that was captured and has nowhere to go.
+pub(super) fn refuse_astray(
+    port: &Port,
+    (socket, peer): Accepted,
+    (reason, astray): (Reason, Astray),
+) {
+    let entry = port.list(peer, Instant::now());
+    release::count_astray(port, &entry, reason, astray);
+    part(port, socket, entry);
+}
+
 fn turn_away(port: &Port, socket: Socket, entry: Registered, reason: Reason) {
     count(port, &entry, Outcome::Refused(reason), [0, 0]);
+    part(port, socket, entry);
+}
+
+fn part(port: &Port, socket: Socket, entry: Registered) {
     release::refuse((&socket).into(), port.config().tcp_refuse);
     drop(socket);
     drop(entry);

@@ -24,7 +24,7 @@ pub(super) async fn admit<E: Engine>(
         // In a box: only those who wait pay for its timer and its watch.
         let keep = conn.config.queued_half_close == QueuedHalfClose::Keep;
         let admitted = Box::pin(wait(engine, &conn.client, keep, ticket)).await;
-        let waited = conn.age(Instant::now());
+        let waited = conn.entry.since_it_asked(Instant::now());
         port.metrics.wait(waited);
         conn.entry.has_waited(waited);
         conn.admission = Some(Entry::Admit(admitted.map_err(Outcome::Refused)?));

@@ -7,11 +7,12 @@
 //! ```
 //!
 //! Always true: a port has one gate, whatever address of it is called and whichever worker takes the
-//! call; a way leads only to an address of this machine; there are no more gates than ports that
-//! settings name or that somebody listens on.
+//! call, from its first connection to the end of the process; a way leads only to an address of this
+//! machine; there are no more gates than ports that settings name, [`MOST_UNNAMED`] others that somebody
+//! has listened on, and one that all further ports share.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -28,6 +29,13 @@ use crate::capture::{PortSet, sockets};
 use crate::io::{Accepted, Engine};
 use crate::limit::{self, Gate, Mode};
 use crate::outcome::Reason;
+
+/// So many ports get a gate of their own because they are called. A program that listens on a new port for
+/// every transfer has as many as it likes, and a gate, its counters and its history stay for good.
+pub const MOST_UNNAMED: usize = 64;
+
+/// The number that the gate of all further ports is known by; nobody listens on it.
+const OTHERS: u16 = 0;
 
 /// What holds on a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,11 +66,20 @@ pub struct Captured {
     table: RwLock<Table>,
 }
 
+/// Why a connection is not carried on, and where it was going, if that is known.
+struct NoWay {
+    astray: Astray,
+    called: Option<SocketAddr>,
+}
+
 struct Table {
     terms: TermsByPort,
     /// In the order in which they were seen first. Nothing is ever taken out.
     ports: Vec<Arc<Port>>,
+    /// To ports with a gate of their own.
     ways: HashMap<SocketAddr, Arc<Port>>,
+    /// Ports that have a connection behind the gate of the others, maybe; so they stay there.
+    sharing: BTreeSet<u16>,
     /// Nobody is admitted any more, on ports that are called for the first time neither.
     closed: bool,
 }
@@ -74,6 +91,18 @@ impl TermsByPort {
             terms.gate.mode = Mode::Off;
         }
         terms
+    }
+
+    /// What holds on the gate that these ports share: what is said of ports that are not named, unless less
+    /// is allowed on one of them.
+    fn of_all(&self, sharing: &BTreeSet<u16>) -> Terms {
+        let named = sharing.iter().filter_map(|port| self.named.get(port));
+        let all = named.chain([&self.usual]);
+        let enforced = all.filter(|terms| terms.gate.mode == Mode::Enforce);
+        let strictest = enforced.min_by_key(|terms| terms.gate.limit.map_or(u32::MAX, u32::from));
+        let gate = strictest.unwrap_or(&self.usual).gate.clone();
+        // Connections that share requests would be kept for each of the ports.
+        Terms { protocol: Protocol::Tcp, gate, conn: self.usual.conn.clone() }
     }
 }
 
@@ -88,10 +117,17 @@ impl Captured {
                 shadow_limits: Vec::new(),
                 ..terms.usual.gate.clone()
             },
-            ..terms.usual.clone()
+            protocol: Protocol::Tcp,
+            conn: terms.usual.conn.clone(),
         };
         let own = Arc::new(port(listen, "where it was going".into(), own, shared));
-        let mut table = Table { terms, ports: Vec::new(), ways: HashMap::new(), closed: false };
+        let mut table = Table {
+            terms,
+            ports: Vec::new(),
+            ways: HashMap::new(),
+            sharing: BTreeSet::new(),
+            closed: false,
+        };
         let named: Vec<u16> = table.terms.named.keys().copied().collect();
         for number in named {
             table.gate(&own, number);
@@ -109,7 +145,10 @@ impl Captured {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         table.terms = terms;
         for port in &table.ports {
-            let terms = table.terms.of(port.listen.port());
+            let terms = match port.listen.port() {
+                OTHERS => table.terms.of_all(&table.sharing),
+                number => table.terms.of(number),
+            };
             port.gate.apply(&terms.gate);
             port.configure(terms.conn);
         }
@@ -135,7 +174,7 @@ impl Captured {
     }
 
     /// The way to `called`, which is made when it is called for the first time.
-    fn way(&self, called: SocketAddr) -> Result<Arc<Port>, Reason> {
+    fn way(&self, called: SocketAddr) -> Result<Arc<Port>, NoWay> {
         let known = self.table.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(way) = known.ways.get(&called) {
             return Ok(way.clone());
@@ -143,45 +182,96 @@ impl Captured {
         let named = known.ports.iter().any(|port| port.listen.port() == called.port());
         drop(known);
         if !origin::is_here(called) {
-            self.tell(Astray::Foreign, None);
-            return Err(Reason::Loop);
+            return Err(NoWay { astray: Astray::Foreign, called: Some(called) });
         }
         // Whoever scans all ports makes no gates.
         if !named && !sockets::listens_at(called).unwrap_or(true) {
-            return Err(Reason::UpstreamRefused);
+            return Err(NoWay { astray: Astray::Nobody, called: Some(called) });
         }
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let way = Arc::new(table.gate(&self.own, called.port()).leading_to(called));
+        let gate = table.gate(&self.own, called.port());
+        let way = Arc::new(gate.leading_to(called));
+        if gate.listen.port() != called.port() {
+            return Ok(way);
+        }
         Ok(table.ways.entry(called).or_insert(way).clone())
     }
 
     /// Where a connection was going, or why it is not carried there.
-    fn route(&self, socket: &Socket, peer: Option<SocketAddr>) -> Result<Arc<Port>, Reason> {
-        let shared = &self.own.shared;
-        match origin::of(SockRef::from(socket), peer, |port| shared.listens_on(port)) {
-            Ok(called) => self.way(called),
-            Err(astray) => {
-                self.tell(astray, peer);
-                Err(Reason::Loop)
-            }
-        }
+    fn route(&self, socket: &Socket, peer: Option<SocketAddr>) -> Result<Arc<Port>, NoWay> {
+        let is_ours = |port| self.own.shared.listens_on(port);
+        origin::of(SockRef::from(socket), peer, is_ours)
+            .map_err(|astray| NoWay { astray, called: None })
+            .and_then(|called| self.way(called))
     }
 
-    fn tell(&self, astray: Astray, client: Option<SocketAddr>) {
-        let client = client.map(tracing::field::display);
-        tracing::debug!(port = %self.own.listen, client, why = astray.why(), "a connection went astray");
+    /// Whether ports share a gate, so that not every port that is called is one of [`Self::ports`].
+    pub fn is_shared(&self) -> bool {
+        !self.table.read().unwrap_or_else(PoisonError::into_inner).sharing.is_empty()
+    }
+
+    /// Turn away what has no way: no gate is asked about it.
+    fn refuse(&self, (socket, peer): Accepted, NoWay { astray, called }: NoWay) {
+        let reason = match astray {
+            Astray::Nobody => Reason::UpstreamRefused,
+            Astray::Direct | Astray::Ours | Astray::Circle | Astray::Foreign => Reason::Loop,
+        };
+        if reason == Reason::Loop {
+            let client = peer.map(tracing::field::display);
+            tracing::debug!(port = %self.own.listen, client, why = astray.why(), "a connection went astray");
+        }
+        // Counted at the capture port, and written down with the port that was meant.
+        match called {
+            Some(called) => {
+                let meant = self.own.leading_to(called);
+                accept::refuse_astray(&meant, (socket, peer), (reason, astray));
+            }
+            None => accept::refuse_astray(&self.own, (socket, peer), (reason, astray)),
+        }
     }
 }
 
 impl Table {
     /// The gate of a port, which is made when it is asked for the first time.
-    fn gate(&mut self, own: &Port, number: u16) -> Arc<Port> {
-        if let Some(port) = self.ports.iter().find(|port| port.listen.port() == number) {
-            return port.clone();
+    fn gate(&mut self, own: &Arc<Port>, number: u16) -> Arc<Port> {
+        if let Some(port) = self.known(number) {
+            return port;
         }
+        if self.sharing.contains(&number) {
+            return self.known(OTHERS).expect("it was made when the first port came to share it");
+        }
+        let is_named = self.terms.named.contains_key(&number);
+        if is_named || self.unnamed() < MOST_UNNAMED {
+            return self.make(own, number, "captured", self.terms.of(number));
+        }
+        if !self.terms.gated.contains(number) {
+            // The capture port's own gate lets everybody pass.
+            return own.clone();
+        }
+        self.sharing.insert(number);
+        self.known(OTHERS).unwrap_or_else(|| {
+            tracing::warn!(
+                port = number, own_gates = MOST_UNNAMED,
+                "so many captured ports have been called that this one and further ones share one gate, as TCP; \
+                 those that settings name at the start have their own"
+            );
+            self.make(own, OTHERS, "further captured ports", self.terms.of_all(&self.sharing))
+        })
+    }
+
+    fn known(&self, number: u16) -> Option<Arc<Port>> {
+        self.ports.iter().find(|port| port.listen.port() == number).cloned()
+    }
+
+    /// How many ports have a gate only because they were called.
+    fn unnamed(&self) -> usize {
+        let named = &self.terms.named;
+        self.ports.iter().filter(|port| !named.contains_key(&port.listen.port())).count()
+    }
+
+    fn make(&mut self, own: &Port, number: u16, text: &str, terms: Terms) -> Arc<Port> {
         let listen = SocketAddr::new(own.listen.ip(), number);
-        let text = "captured".to_owned();
-        let port = Arc::new(port(listen, text, self.terms.of(number), own.shared.clone()));
+        let port = Arc::new(port(listen, text.to_owned(), terms, own.shared.clone()));
         if self.closed {
             port.gate.close();
         }
@@ -215,13 +305,7 @@ impl<E: Engine> Ways<E> {
         });
         let port = match self.captured.route(&socket, peer) {
             Ok(port) => port,
-            Err(reason) => {
-                let own = &self.captured.own;
-                if reason != Reason::Loop {
-                    own.metrics.admit();
-                }
-                return accept::refuse(own, (socket, peer), reason);
-            }
+            Err(no_way) => return self.captured.refuse((socket, peer), no_way),
         };
         if port.protocol != Protocol::Tcp {
             let mut known = self.known.borrow_mut();

@@ -72,7 +72,9 @@ async fn last_words<E: Engine>(engine: &E, port: &Port) {
 /// The story of [`serve`], from the gate on.
 fn tcp<E: Engine>(upstream: &Upstream<E>, mut conn: Conn<E>) {
     let (engine, port) = (&upstream.engine, &upstream.port);
-    match ask(port, conn.entry.client(), Instant::now()) {
+    let now = Instant::now();
+    conn.entry.asks(now);
+    match ask(port, conn.entry.client(), now) {
         Entry::Refuse(reason) => release::release(engine, port, conn, Outcome::Refused(reason)),
         entry => {
             conn.entry.enter(Stage::Queued);
@@ -103,7 +105,9 @@ enum Turn {
 async fn silent<E: Engine>(upstream: Rc<Upstream<E>>, mut conn: Conn<E>) {
     let (engine, port) = (upstream.engine.clone(), upstream.port.clone());
     conn.entry.enter(Stage::Queued);
-    let entry = ask(&port, conn.entry.client(), Instant::now());
+    let now = Instant::now();
+    conn.entry.asks(now);
+    let entry = ask(&port, conn.entry.client(), now);
     let turn = first_word(&engine, &port, &mut conn, entry).await;
     let version = match turn {
         Turn::Spoke(Spoken::Http1) => Version::One,
@@ -156,7 +160,7 @@ async fn first_word<E: Engine>(engine: &E, port: &Port, conn: &mut Conn<E>, entr
                 },
                 admitted = admit::wait(engine, client, keep, ticket) => admitted,
             };
-            let has_waited = listed.since().elapsed();
+            let has_waited = listed.since_it_asked(Instant::now());
             port.metrics.wait(has_waited);
             listed.has_waited(has_waited);
             match waited {

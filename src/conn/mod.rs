@@ -34,7 +34,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::access;
 use crate::io::{Engine, Side};
@@ -154,10 +154,6 @@ impl<E: Engine> Conn<E> {
     fn bytes(&self) -> [u64; 2] {
         let traffic = self.entry.traffic();
         [traffic.from(Side::Client), traffic.from(Side::App)]
-    }
-
-    fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.entry.since())
     }
 }
 

@@ -61,7 +61,9 @@ pub struct Row {
     /// Bytes carried so far.
     pub traffic: Arc<Traffic>,
     stage: AtomicU8,
-    /// How long it was in the queue, in units of 10 µs, so that half a day fits; 0: it was not.
+    /// How long it was there before it asked the gate for a slot, in units of 10 µs, so that half a day fits.
+    asked: AtomicU32,
+    /// How long it was in the queue then, in the same units; 0: it was not.
     waited: AtomicU32,
     /// Its end has been counted, as that of a unit of admission.
     counted: AtomicBool,
@@ -122,6 +124,7 @@ impl Registry {
             since,
             traffic: Arc::default(),
             stage: AtomicU8::new(Stage::Queued as u8),
+            asked: AtomicU32::new(0),
             waited: AtomicU32::new(0),
             counted: AtomicBool::new(false),
             dialled: AtomicBool::new(false),
@@ -169,16 +172,27 @@ impl Registered {
         self.row.stage.store(stage as u8, Ordering::Relaxed);
     }
 
+    /// It asks the gate for a slot only now.
+    pub fn asks(&self, now: Instant) {
+        let late = now.saturating_duration_since(self.since());
+        self.row.asked.store(units(late), Ordering::Relaxed);
+    }
+
+    /// How long ago it asked the gate for a slot.
+    pub fn since_it_asked(&self, now: Instant) -> Duration {
+        let late = length(self.row.asked.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.since() + late)
+    }
+
     /// It has been in the queue for so long, and is no more.
     pub fn has_waited(&self, waited: Duration) {
-        let units = u32::try_from(waited.as_micros() / 10).unwrap_or(u32::MAX);
-        self.row.waited.store(units.max(1), Ordering::Relaxed);
+        self.row.waited.store(units(waited).max(1), Ordering::Relaxed);
     }
 
     /// How long it was in the queue, if it was.
     pub fn waited(&self) -> Option<Duration> {
         let units = self.row.waited.load(Ordering::Relaxed);
-        (units > 0).then(|| Duration::from_micros(u64::from(units) * 10))
+        (units > 0).then(|| length(units))
     }
 
     /// Its end has been counted, as that of a unit of admission.
@@ -215,6 +229,15 @@ impl Registered {
     pub fn traffic(&self) -> &Arc<Traffic> {
         &self.row.traffic
     }
+}
+
+/// A duration in the units of a [`Row`].
+fn units(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros() / 10).unwrap_or(u32::MAX)
+}
+
+fn length(units: u32) -> Duration {
+    Duration::from_micros(u64::from(units) * 10)
 }
 
 impl Drop for Registered {

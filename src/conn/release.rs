@@ -8,15 +8,17 @@ use socket2::SockRef;
 
 use super::registry::Registered;
 use super::{Conn, Port, TcpRefuse, report};
+use crate::capture::origin::Astray;
 use crate::io::{Engine, sock};
 use crate::limit::Entry;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Reason};
 
 /// End `conn` as `outcome` says.
 pub(super) fn release<E: Engine>(engine: &E, port: &Port, conn: Conn<E>, outcome: Outcome) {
     if let Some(Entry::Admit(_)) = conn.admission {
         let waited = conn.entry.waited().unwrap_or_default();
-        port.metrics.free(conn.age(Instant::now()).saturating_sub(waited));
+        let asked = conn.entry.since_it_asked(Instant::now());
+        port.metrics.free(asked.saturating_sub(waited));
     }
     count(port, &conn.entry, outcome, conn.bytes());
     part(engine, conn, outcome);
@@ -69,8 +71,23 @@ pub(super) fn refuse(client: SockRef<'_>, how: TcpRefuse) {
 /// One outcome, one count, and what is written down of it: first, so that whoever sees it counted can
 /// have it explained.
 pub(super) fn count(port: &Port, entry: &Registered, outcome: Outcome, bytes: [u64; 2]) {
+    count_and_say(port, entry, outcome, bytes, None);
+}
+
+/// The same, of a captured connection that has nowhere to go, and why.
+pub(super) fn count_astray(port: &Port, entry: &Registered, reason: Reason, astray: Astray) {
+    count_and_say(port, entry, Outcome::Refused(reason), [0, 0], Some(astray));
+}
+
+fn count_and_say(
+    port: &Port,
+    entry: &Registered,
+    outcome: Outcome,
+    bytes: [u64; 2],
+    astray: Option<Astray>,
+) {
     let now = Instant::now();
-    report::connection(port, entry, outcome, bytes, now);
+    report::connection(port, entry, outcome, bytes, (now, astray));
     if let Some(tracer) = &port.shared.tracer {
         tracer.connection(port, entry, outcome, bytes);
     }

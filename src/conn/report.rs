@@ -10,6 +10,7 @@ use ::http::{HeaderValue, Method, Uri};
 use super::Port;
 use super::registry::Registered;
 use crate::access::{Ending, Entry, Wanted};
+use crate::capture::origin::Astray;
 use crate::journal::{Note, Numbers, Request, Text};
 use crate::limit::Client;
 use crate::outcome::{Fault, Outcome};
@@ -59,13 +60,14 @@ pub(super) fn connection(
     entry: &Registered,
     outcome: Outcome,
     bytes: [u64; 2],
-    now: Instant,
+    (now, astray): (Instant, Option<Astray>),
 ) {
     let lasted = now.saturating_duration_since(entry.since());
     if outcome.fault() != Fault::Nobody {
         let note = Note {
             at: now,
             outcome,
+            astray,
             port: port.listen,
             client: entry.client(),
             connection: entry.id(),
@@ -120,6 +122,7 @@ pub(super) fn request(port: &Port, ended: &Ended<'_>) {
     let note = Note {
         at: ended.now,
         outcome: ended.outcome,
+        astray: None,
         port: port.listen,
         client: ended.client,
         connection: ended.connection,

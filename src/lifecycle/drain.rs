@@ -44,9 +44,9 @@ pub trait Load: Send + Sync {
     fn tally(&self) -> Tally;
     /// Refuse whatever still waits, and whatever still comes.
     fn close_gates(&self);
-    /// Where the application listens now.
-    fn listeners(&self) -> Listeners {
-        Listeners::default()
+    /// Where the application listens now; `None`: the kernel does not tell.
+    fn listeners(&self) -> Option<Listeners> {
+        None
     }
 }
 
@@ -135,8 +135,8 @@ struct Run<'a> {
     order: Order,
     /// What there was when it began.
     before: Tally,
-    /// Where the application listened when it began.
-    listeners: Listeners,
+    /// Where the application listened when it began, if the kernel told.
+    listeners: Option<Listeners>,
 }
 
 impl Lifecycle {
@@ -193,9 +193,9 @@ impl Over<'_> {
         while gravest(self.run.life.order()) < Cause::Signal
             && !self.run.life.inner.hurry.is_cancelled()
         {
-            let listeners = self.run.load.listeners();
-            let overdue = Instant::now() >= forgotten && !listeners.are_gone();
-            if self.run.may_be_taken_back() && (overdue || listeners.replace(&self.run.listeners)) {
+            let now = self.run.load.listeners();
+            let overdue = Instant::now() >= forgotten && !are_gone(now.as_ref());
+            if self.run.may_be_taken_back() && (overdue || self.run.is_replaced(now.as_ref())) {
                 // Whoever could not be cut is in the way of those who come.
                 let clean = self.run.load.tally().is_empty();
                 return if clean { Next::Serve } else { Next::Leave };
@@ -277,11 +277,11 @@ impl Run<'_> {
     /// Wait until then, which may change meanwhile, or until there is no reason to.
     async fn watch_until(&self, then: impl Fn(&Schedule) -> Instant) -> Seen {
         loop {
-            let listeners = self.load.listeners();
-            if self.may_be_taken_back() && listeners.replace(&self.listeners) {
+            let now = self.load.listeners();
+            if self.may_be_taken_back() && self.is_replaced(now.as_ref()) {
                 return Seen::Restart;
             }
-            if listeners.are_gone() || self.life.inner.hurry.is_cancelled() {
+            if are_gone(now.as_ref()) || self.life.inner.hurry.is_cancelled() {
                 return Seen::NoReason;
             }
             let left = then(&self.schedule()).saturating_duration_since(Instant::now());
@@ -309,6 +309,11 @@ impl Run<'_> {
         self.config.after_drain == AfterDrain::Stay && only_asked
     }
 
+    /// Whether the application is another one than when it began. What was not seen is no reason.
+    fn is_replaced(&self, now: Option<&Listeners>) -> bool {
+        now.zip(self.listeners.as_ref()).is_some_and(|(now, before)| now.replace(before))
+    }
+
     /// With what is known now of when the process is killed.
     fn schedule(&self) -> Schedule {
         let killed = self.life.order().and_then(|order| order.killed);
@@ -328,6 +333,10 @@ impl Run<'_> {
             () = self.life.hurried() => {}
         }
     }
+}
+
+fn are_gone(application: Option<&Listeners>) -> bool {
+    application.is_some_and(Listeners::are_gone)
 }
 
 fn gravest(order: Option<Order>) -> Cause {

@@ -26,6 +26,9 @@ engines!(
     postgresql_sees_no_client_of_loopback,
     rules_change_under_traffic,
     who_passes_beside_is_counted,
+    what_had_nowhere_to_go_is_explained,
+    another_port_that_is_called_takes_no_drain_back,
+    many_short_lived_listeners_share_a_gate,
 );
 
 /// In a pod, an application of its own on every address, and the gateway that captures.
@@ -373,4 +376,116 @@ fn who_passes_beside_is_counted(engine: Engine) {
     until("one of the two is not ours", SOON, || listening.port().bypass == Some(1));
     drop((through, past));
     listening.assert_clean();
+}
+
+/// The last refusal, as people read it.
+fn explained(gateway: &Gateway) -> String {
+    let recent = gateway.call("GET", "/explain?last=1", "").body;
+    let recent: serde_json::Value = serde_json::from_str(&recent).expect("JSON");
+    let connection = &recent["recent"][0]["connection"];
+    gateway.call("GET", &format!("/explain/{connection}"), "").body
+}
+
+/// Whoever dials the capture port was not redirected; whoever looks for open ports had no slot, and no
+/// application fails because of it.
+fn what_had_nowhere_to_go_is_explained(engine: Engine) {
+    if let Some(reason) = missing() {
+        return skip(reason);
+    }
+    let scene = Scene::new(Pod::new(), "all", capturing(engine).set("limit", 4));
+    let gateway = &scene.gateway;
+    let talk = |port| {
+        scene.pod.outside(|| exchange((POD[0], port).into(), Duration::ZERO, SOON));
+    };
+    talk(15801);
+    let direct = explained(gateway);
+    assert!(direct.contains("it was not redirected"), "{direct}");
+    assert!(!direct.contains("leads back"), "{direct}");
+    talk(8100);
+    let closed = explained(gateway);
+    assert!(closed.contains("nobody listens on that port"), "{closed}");
+    assert!(closed.contains(&format!("{}:8100", POD[0])), "which one: {closed}");
+    assert!(!closed.contains("had a slot"), "{closed}");
+
+    let astray = gateway.port_at(15801);
+    assert_eq!((astray.refused("loop"), astray.refused("upstream_refused")), (1, 1));
+    assert_eq!(astray.admitted, 0, "nobody had a slot");
+    (8200..8230).for_each(talk);
+    let page = gateway.call("GET", "/", "").body;
+    assert!(page.contains("to ports that nobody listens on"), "{page}");
+    assert!(!page.contains("application fails"), "{page}");
+    gateway.assert_clean();
+}
+
+/// P6: a port that is called for the first time while a drain is announced has not started anew: nobody on
+/// the network takes a drain back.
+fn another_port_that_is_called_takes_no_drain_back(engine: Engine) {
+    if let Some(reason) = missing() {
+        return skip(reason);
+    }
+    let setup = capturing(engine).set("drain-delay", "1s").env("TIDEGATE_POD_IP", POD[0]);
+    let mut scene = Scene::new(Pod::new(), "all", setup);
+    let _oracles = [8080, 9090].map(|port| scene.oracle(port, Script::Work));
+    let call = |pod: &Pod, port| {
+        let end = pod.outside(|| exchange((POD[0], port).into(), Duration::ZERO, SOON));
+        assert_eq!(end, End::Answered, "port {port}");
+    };
+    call(&scene.pod, 8080);
+    let gateway = &mut scene.gateway;
+    gateway.drain();
+    until("it is announced", SOON, || gateway.status().phase == "announcing");
+    call(&scene.pod, 9090);
+    until("it has drained", SOON, || gateway.status().phase == "drained");
+    assert_eq!(gateway.metric("tidegate_drains_taken_back_total", ""), 0.0);
+    gateway.terminate(SOON);
+}
+
+/// P10, P11: a program listens on a port for every transfer, and each is called once. What is kept of it is
+/// bounded, and so is what the application has at once (P1).
+fn many_short_lived_listeners_share_a_gate(engine: Engine) {
+    if let Some(reason) = missing() {
+        return skip(reason);
+    }
+    let setup = capturing(engine).set("limit", 2).set("queue-length", 0);
+    let scene = Scene::new(Pod::new(), "all", setup.also("limit", "30002=1"));
+    let gateway = &scene.gateway;
+    let call = |port| {
+        let _oracle = scene.oracle(port, Script::Work);
+        scene.pod.outside(|| exchange((POD[0], port).into(), Duration::ZERO, SOON))
+    };
+    let wanted = scale(150, 2_000) as u16;
+    let (first, rest) = (20_000..20_064, 20_064..20_000 + wanted);
+    first.for_each(|port| assert_eq!(call(port), End::Answered));
+    let before = process::rss(gateway.pid);
+    rest.for_each(|port| assert_eq!(call(port), End::Answered));
+    let grown = process::rss(gateway.pid).saturating_sub(before);
+    assert!(grown < 2 << 20, "{grown} bytes");
+
+    // The capture port, the one with settings, 64 that were called, and the rest.
+    let ports = gateway.status().ports;
+    assert_eq!(ports.len(), 3 + 64);
+    let other = ports.last().expect("there are some");
+    assert!(other.listen.ends_with(":other"), "{other:?}");
+    assert_eq!(other.admitted, u64::from(wanted) - 64);
+    let admitted = "port=\"other\",outcome=\"admitted\"";
+    let counted = gateway.metric("tidegate_admission_decisions_total", admitted);
+    assert_eq!(counted, f64::from(wanted - 64));
+
+    let oracles = [30_000, 30_001, 30_002].map(|port| scene.oracle(port, Script::Held));
+    scene.pod.outside(|| {
+        let mut held =
+            [0, 1].map(|at| Client::asking((POD[at], 30_000 + at as u16).into(), Duration::ZERO));
+        until("they are in", SOON, || oracles[0].count() + oracles[1].count() == 2);
+        let third = exchange((POD[0], 30_001).into(), Duration::ZERO, SOON);
+        assert_eq!(third, End::Refused, "there are two slots for all of them");
+        let mut named = Client::asking((POD[0], 30_002).into(), Duration::ZERO);
+        until("it has its own", SOON, || oracles[2].count() == 1);
+        oracles.iter().for_each(|oracle| oracle.release(1));
+        assert_eq!(held.each_mut().map(Client::end), [End::Answered; 2]);
+        assert_eq!(named.end(), End::Answered);
+    });
+    gateway.assert_clean();
+    // What is allowed one of those that share is all that they have: it may be the one who takes it.
+    gateway.set("limit.30001", 1);
+    assert_eq!(gateway.status().ports.last().and_then(|port| port.limit), Some(1));
 }

@@ -9,7 +9,9 @@ use rustix::process::Signal;
 use crate::support::gateway::{Draining, Gateway, Setup};
 use crate::support::ledger::{self, Client, End, Ledger};
 use crate::support::oracle::{Oracle, Script};
-use crate::support::{Engine, Rng, SOON, Stopwatch, engines, scale, slack, until};
+use crate::support::{
+    Engine, Rng, SOON, Stopwatch, engines, namespace, process, run, scale, skip, slack, until,
+};
 
 engines!(
     five_hundred_in_flight_and_two_hundred_queued,
@@ -301,4 +303,27 @@ fn a_hundred_bytes_in_the_middle_survive(engine: Engine) {
     assert_eq!((report.finished, report.cut), (1, 0));
     let took = gateway.terminate(SOON);
     assert!(took < slack(Duration::from_millis(250)), "after the last close: {took:?}");
+}
+
+/// In a container the gateway is process 1, which hears of no signal it has not asked for: one that comes
+/// while it is still starting is kept until it can be obeyed.
+#[test]
+fn a_signal_that_comes_during_the_start_is_not_lost() {
+    if let Some(missing) = namespace::missing() {
+        return skip(missing);
+    }
+    run(Engine::Epoll, |engine| {
+        let oracle = Oracle::start(Script::Work);
+        for _ in 0..scale(5, 50) {
+            let setup = Setup::new(engine, oracle.address).choosing().set("grace", "5m");
+            let mut gateway =
+                setup.through(&["unshare", "--pid", "--fork", "--kill-child"]).launch();
+            // It has opened its addresses, and has yet to try its engine and to start its workers.
+            until("it has begun to start", SOON, || gateway.control().exists());
+            let path = format!("/proc/{0}/task/{0}/children", gateway.pid);
+            let first = std::fs::read_to_string(path).expect("it runs");
+            process::signal(first.trim().parse().expect("one child"), Signal::TERM);
+            assert_eq!(gateway.wait_exit(SOON).code(), Some(0));
+        }
+    });
 }

@@ -558,3 +558,53 @@ fn nothing_stands_between_it_and_a_real_api_server() {
         until("it drains", SOON, || gateway.log().contains("being deleted"));
     });
 }
+
+/// A tenant's word for an engine that the node denies, or for threads that cannot be had, is one that does not
+/// hold as it was written (P7, P13).
+#[test]
+fn what_the_node_cannot_give_is_done_without() {
+    run(Engine::Epoll, |engine| {
+        let oracle = Oracle::start(Script::Work);
+        let config = Volume::new();
+        config.put(&[("shop", "engine: uring\n")]);
+        let pods = [
+            in_a_pod(engine, oracle.address, r#"{"engine":"uring","limit":"3"}"#),
+            in_a_pod(engine, oracle.address, r#"{"limit":"3"}"#)
+                .set("namespace-config", config.path().display())
+                .set("workload", "shop"),
+        ];
+        for (pod, source) in pods.into_iter().zip(["template", "workload"]) {
+            let gateway = pod.choosing().without_io_uring(libc::EPERM).start();
+            let engine = gateway.status().engine;
+            assert_eq!(engine.name, "epoll");
+            assert!(engine.reason.contains("setting up a ring"), "{}", engine.reason);
+            assert_eq!(remarks(&gateway), [format!("{source} unused")]);
+            let says = || gateway.log().contains("engine \"uring\"");
+            until("the log says it", SOON, says);
+            assert_eq!(gateway.port().limit, Some(3), "the rest holds");
+            served(&gateway, 20);
+            gateway.assert_clean();
+        }
+    });
+}
+
+/// The same of threads.
+#[test]
+fn as_many_workers_serve_as_can_be_had() {
+    if !rustix::process::geteuid().is_root() || !process::installed("setpriv") {
+        return skip("to become a user with few threads needs root and setpriv");
+    }
+    run(Engine::Epoll, |engine| {
+        const NOBODY_ELSE: u32 = 54_321;
+        let oracle = Oracle::start(Script::Work);
+        let user = format!("--reuid={NOBODY_ELSE}");
+        let launcher = ["setpriv", &user, "--clear-groups", "prlimit", "--nproc=12:12"];
+        let asked = in_a_pod(engine, oracle.address, r#"{"workers":"64","limit":"3"}"#);
+        let gateway = asked.through(&launcher).owned_by(NOBODY_ELSE).start();
+        let workers = status(&gateway)["workers"].as_u64().expect("a number");
+        assert!((1..12).contains(&workers), "{workers}");
+        assert_eq!(remarks(&gateway), ["template unused"]);
+        served(&gateway, 20);
+        gateway.assert_clean();
+    });
+}

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::gateway::Setup;
 use crate::support::ledger::{Client, End};
@@ -27,6 +27,7 @@ engines!(
     a_silent_connection_holds_a_slot,
     an_unknown_protocol_is_refused_as_tcp,
     a_port_declared_http_never_becomes_a_tunnel,
+    silence_is_not_counted_as_waiting,
 );
 
 /// `auto` is what a port is when nothing is said.
@@ -263,4 +264,26 @@ fn a_port_declared_http_never_becomes_a_tunnel(engine: Engine) {
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
     }
     assert_eq!(oracle.arrived(), 0);
+}
+
+/// Before it asks for a slot a silent client is listened to for 100 ms: that is nobody's queue.
+fn silence_is_not_counted_as_waiting(engine: Engine) {
+    let oracle = Oracle::start(Script::Held);
+    let gateway = auto(engine, oracle.address).set("limit", 1).start();
+    let mut first = Client::asking(gateway.address, Duration::ZERO);
+    until("the first is in", SOON, || oracle.count() == 1);
+    let begun = Instant::now();
+    let mut silent = Client::connect(gateway.address).expect("connects");
+    until("it waits", SOON, || gateway.port().queued == 1);
+    oracle.release(1);
+    assert_eq!(first.end(), End::Answered);
+    let there = || oracle.arrived() == 2 && gateway.port().queued == 0;
+    until("its turn has come", SOON, there);
+    let all = begun.elapsed().as_secs_f64();
+    let waited = gateway.metric("tidegate_admission_wait_seconds_sum", "");
+    assert!(waited > 0.0 && waited <= all - 0.099, "{waited} s of {all} s in the queue");
+    silent.ask(Duration::ZERO);
+    oracle.release(1);
+    assert_eq!(silent.end(), End::Answered);
+    gateway.assert_clean();
 }

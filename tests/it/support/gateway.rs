@@ -184,7 +184,8 @@ impl Setup {
         Ok(gateway)
     }
 
-    fn launch(self) -> Gateway {
+    /// Starts it, and waits for nothing.
+    pub(crate) fn launch(self) -> Gateway {
         let dir = tempfile::tempdir().expect("a temporary directory");
         if let Some(uid) = self.user {
             std::os::unix::fs::chown(dir.path(), Some(uid), None).expect("as root");
