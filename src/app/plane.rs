@@ -151,7 +151,8 @@ impl DataPlane {
                 Err(error) => return Err(error).context("a worker does not start; see the log"),
             }
         }
-        workers.retain(|(number, _)| serving.contains(number));
+        // One that is only late will serve, too, and is waited for at the end.
+        workers.retain(|(number, worker)| serving.contains(number) || !worker.is_finished());
         *self.workers.lock().unwrap_or_else(PoisonError::into_inner) =
             workers.into_iter().map(|(_, worker)| worker).collect();
         Ok(())

@@ -179,6 +179,12 @@ impl Captured {
         if let Some(way) = known.ways.get(&called) {
             return Ok(way.clone());
         }
+        if known.sharing.contains(&called.port())
+            && let Some(gate) = known.known(OTHERS)
+            && origin::is_here(called)
+        {
+            return Ok(Arc::new(gate.leading_to(called)));
+        }
         let named = known.ports.iter().any(|port| port.listen.port() == called.port());
         drop(known);
         if !origin::is_here(called) {

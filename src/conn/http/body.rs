@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use super::account::Line;
 use super::exchange::{Broke, Lease};
 use super::streams::is_our_reset;
-use super::takers::{Taker, Takers};
+use super::takers::{Piece, Taker, Takers};
 use super::wire::{Alarm, Head};
 use crate::io::Side;
 use crate::outcome::Outcome;
@@ -32,6 +32,9 @@ pub enum UploadError {
     /// It sends too slowly to be worth a slot.
     #[error("the client sends its request too slowly")]
     Slow,
+    /// Nobody waits for the answer any more: the stream is to be reset.
+    #[error("the client has left")]
+    GivenUp,
 }
 
 /// A request's body.
@@ -101,11 +104,13 @@ impl Upload {
         let Some(patience) = self.patience else { return Poll::Pending };
         loop {
             let now = Instant::now();
-            let mut since = *self.waits_since.get_or_insert(now);
-            if self.is_answering() {
-                (self.waits_since, since) = (Some(now), now);
-            }
-            let left = self.allowed(patience).saturating_sub(self.waited + (now - since));
+            let left = if self.is_answering() {
+                self.waits_since = Some(now);
+                patience
+            } else {
+                let since = *self.waits_since.get_or_insert(now);
+                self.allowed(patience).saturating_sub(self.waited + (now - since))
+            };
             if left.is_zero() {
                 return Poll::Ready(());
             }
@@ -134,6 +139,9 @@ impl Body for Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         let this = &mut *self;
+        if this.lease.as_ref().is_some_and(|lease| lease.is_given_up(cx)) {
+            return Poll::Ready(Some(Err(UploadError::GivenUp)));
+        }
         let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
             ready!(this.poll_slow(cx));
             this.tell(|lease| {
@@ -142,7 +150,9 @@ impl Body for Upload {
             });
             return Poll::Ready(Some(Err(UploadError::Slow)));
         };
-        if let Some(since) = this.waits_since.take() {
+        if let Some(since) = this.waits_since.take()
+            && !this.is_answering()
+        {
             this.waited += since.elapsed();
         }
         Poll::Ready(match frame {
@@ -343,20 +353,18 @@ impl Busy {
         self.stalled.get() || matches!(&self.on, On::Many(taker) if taker.is_cut())
     }
 
-    /// So much of the answer is handed out; or more of it is waited for.
-    fn hand_out<E>(
-        &self,
-        polled: Poll<Option<Result<Frame<Bytes>, E>>>,
-    ) -> Poll<Option<Result<Frame<Bytes>, E>>> {
-        match (&self.on, polled) {
-            (On::Many(taker), Poll::Ready(Some(Ok(frame)))) => {
-                Poll::Ready(Some(Ok(frame.map_data(|piece| taker.hand_out(piece)))))
-            }
-            (On::Many(taker), Poll::Pending) => {
-                taker.waits();
-                Poll::Pending
-            }
-            (_, polled) => polled,
+    /// So much of the answer is handed out.
+    fn hand_out(&self, bytes: Bytes) -> Piece {
+        match &self.on {
+            On::One(_) => bytes.into(),
+            On::Many(taker) => taker.hand_out(bytes),
+        }
+    }
+
+    /// What was handed out has been taken, and more of it is waited for.
+    fn waits(&self) {
+        if let On::Many(taker) = &self.on {
+            taker.waits();
         }
     }
 }
@@ -399,13 +407,13 @@ impl ResponseBody {
 }
 
 impl Body for ResponseBody {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = hyper::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Piece>, hyper::Error>>> {
         let this = &mut *self;
         let polled = match &mut this.content {
             Content::Empty => Poll::Ready(None),
@@ -416,14 +424,17 @@ impl Body for ResponseBody {
             }
             Content::Answer(answer) => answer.poll_frame(cx),
         };
-        let polled = match &this.busy {
-            Some(busy) => busy.hand_out(polled),
-            None => polled,
-        };
         if let (Some(line), Poll::Ready(Some(Ok(frame)))) = (&this.line, &polled) {
             line.carried(Side::App, length(frame));
         }
-        polled
+        if let (Some(busy), Poll::Pending) = (&this.busy, &polled) {
+            busy.waits();
+        }
+        let hand_out = |bytes| match &this.busy {
+            Some(busy) => busy.hand_out(bytes),
+            None => bytes.into(),
+        };
+        polled.map_ok(|frame| frame.map_data(hand_out))
     }
 
     fn is_end_stream(&self) -> bool {

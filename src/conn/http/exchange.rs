@@ -150,6 +150,8 @@ pub struct Lease {
     state: Cell<State>,
     /// Whoever waits for the exchange to be over: the connection's task.
     waiting: RefCell<Option<Waker>>,
+    /// Whoever sends a stream's request: it stops when nobody waits for the answer.
+    sending: RefCell<Option<Waker>>,
     home: Weak<dyn Home>,
     /// The connection, if it carries one exchange at a time.
     link: Option<(usize, Rc<dyn Carries>)>,
@@ -216,6 +218,7 @@ impl Lease {
             answer: Cell::new(Answering::Awaited),
             state: Cell::new(State::Over),
             waiting: RefCell::default(),
+            sending: RefCell::default(),
             home,
             link: None,
             place: RefCell::default(),
@@ -247,6 +250,31 @@ impl Lease {
     pub fn request_cut(&self) {
         self.request.set(Way::Cut);
         self.settle();
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
+    }
+
+    /// Ready when nothing more of the request is on its way: it is whole, or its stream has been reset.
+    pub fn poll_request_over(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.request.get() != Way::Going {
+            return Poll::Ready(());
+        }
+        *self.waiting.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Whether a stream's request is not to be sent any further, because nobody waits for its answer; if it is,
+    /// the task is woken when that changes.
+    pub fn is_given_up(&self, cx: &Context<'_>) -> bool {
+        if self.link.is_some() {
+            return false; // the connection's own task sees to that
+        }
+        let mut sending = self.sending.borrow_mut();
+        if !sending.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            *sending = Some(cx.waker().clone());
+        }
+        self.state.get() == State::Left
     }
 
     /// The rest of the request will not come, and whose fault that is.
@@ -267,6 +295,11 @@ impl Lease {
     /// The answer's head has come.
     pub fn answers(&self) {
         self.answer.set(Answering::Going);
+    }
+
+    /// Whether the answer's head has come.
+    pub fn has_answered(&self) -> bool {
+        self.answer.get() != Answering::Awaited
     }
 
     /// Whether the answer is on its way.
@@ -365,8 +398,10 @@ impl Lease {
 
     fn turn(&self, state: State) {
         self.state.set(state);
-        if let Some(waiting) = self.waiting.take() {
-            waiting.wake();
+        for waker in [&self.waiting, &self.sending] {
+            if let Some(waker) = waker.take() {
+                waker.wake();
+            }
         }
     }
 

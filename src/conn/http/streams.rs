@@ -240,18 +240,10 @@ impl<E: Engine> Upstream<E> {
         let Some(slot) = lease.take() else { return };
         let config = self.port.config();
         if !lease.is_request_whole() {
-            // Dropped, it is reset.
-            drop(answer);
+            self.break_off(&lease, answer).await;
             return self.settle(slot).await;
         }
-        let rest = async {
-            if let Some(mut body) = answer.await {
-                while let Some(Ok(_)) =
-                    std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await
-                {
-                }
-            }
-        };
+        let rest = read_on(answer);
         tokio::select! {
             () = rest => {}
             () = self.engine.sleep_until(Instant::now() + config.abandon_timeout) => {
@@ -260,6 +252,31 @@ impl<E: Engine> Upstream<E> {
             () = self.port.shared.cut.raised() => slot.will_be(Outcome::Cut),
         }
         drop(slot);
+    }
+
+    /// Have a stream reset whose request is not whole. Before the answer's head that is done by dropping it;
+    /// later hyper does it when it asks for more of the request. It does not while the application takes none of
+    /// what it has: then the stream cannot be reset, and its slot stays with it, as the application may go on.
+    async fn break_off(&self, lease: &Lease, answer: impl Future<Output = Option<Incoming>>) {
+        let over = std::future::poll_fn(|cx| lease.poll_request_over(cx));
+        if !lease.has_answered() {
+            drop(answer);
+            return tokio::select! {
+                () = over => {}
+                () = self.port.shared.cut.raised() => {}
+            };
+        }
+        let read_on = async {
+            // What it says is no reason to wait: it may be what keeps it from reading.
+            read_on(answer).await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            () = over => {}
+            () = self.port.shared.cut.raised() => {}
+            () = read_on => {}
+        }
     }
 
     /// Hold the slot of a stream that we have reset.
@@ -282,6 +299,12 @@ impl<E: Engine> Upstream<E> {
         let rest = self.wind_up_stream(lease, std::future::ready(Some(body)));
         engine.spawn(tasks.track_future(rest));
     }
+}
+
+/// Read an answer to its end, for nobody.
+async fn read_on(answer: impl Future<Output = Option<Incoming>>) {
+    let Some(mut body) = answer.await else { return };
+    while let Some(Ok(_)) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
 }
 
 impl<E: Engine> Future for Unfinished<E> {

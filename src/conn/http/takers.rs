@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use hyper::rt::Executor;
 use pin_project_lite::pin_project;
 use slab::Slab;
@@ -43,8 +43,9 @@ pub struct Takers {
 struct Stream {
     /// Since when its client has left a piece of the answer untaken.
     since: Cell<Option<Instant>>,
-    /// Bytes that were handed out and not written yet.
+    /// Bytes that were handed out and not written yet; and how many that were when it was last looked at.
     out: Arc<AtomicUsize>,
+    seen: Cell<usize>,
     /// It is to be reset.
     cut: Cell<bool>,
     /// Its task.
@@ -66,21 +67,45 @@ pub struct Taker {
     takers: Rc<Takers>,
 }
 
-/// A piece of an answer; whoever drops it has written it, or thrown it away.
-struct Piece {
+/// A piece of an answer, as hyper and h2 have it. On a connection that carries many, what is left of it is
+/// counted: what has gone was written, or thrown away.
+pub struct Piece {
     bytes: Bytes,
-    out: Arc<AtomicUsize>,
+    counted: Option<Arc<AtomicUsize>>,
 }
 
-impl AsRef<[u8]> for Piece {
-    fn as_ref(&self) -> &[u8] {
+impl From<Bytes> for Piece {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, counted: None }
+    }
+}
+
+impl Piece {
+    fn goes(&self, bytes: usize) {
+        if let Some(out) = &self.counted {
+            out.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
         &self.bytes
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        self.goes(count);
     }
 }
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        self.out.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+        self.goes(self.bytes.len());
     }
 }
 
@@ -98,12 +123,16 @@ impl Takers {
         self.open.borrow().is_empty() && self.tails.borrow().iter().all(Tail::is_over)
     }
 
-    /// Reset the streams whose clients have left a piece untaken for `patience`. When the next will have;
+    /// Reset the streams whose clients have taken nothing of a piece for `patience`. When the next will have;
     /// if none waits for its client, the task is woken when the first does.
     pub fn cut(&self, now: Instant, patience: Duration, cx: &Context<'_>) -> Option<Instant> {
         let mut next: Option<Instant> = None;
         for (_, stream) in &*self.open.borrow() {
             let Some(since) = stream.since.get().filter(|_| !stream.cut.get()) else { continue };
+            let left = stream.out.load(Ordering::Relaxed);
+            let moved = left < stream.seen.replace(left);
+            let since = if moved { now } else { since };
+            stream.since.set(Some(since));
             let at = since + patience;
             if at > now {
                 next = Some(next.map_or(at, |next| next.min(at)));
@@ -148,17 +177,15 @@ impl Tail {
 
 impl Taker {
     /// A piece of the answer goes out; its client has yet to take it.
-    pub fn hand_out(&self, piece: Bytes) -> Bytes {
-        if piece.is_empty() {
-            return piece;
-        }
-        self.stream.since.set(Some(Instant::now()));
+    pub fn hand_out(&self, bytes: Bytes) -> Piece {
+        let stream = &self.stream;
+        stream.since.set(Some(Instant::now()));
         if let Some(watch) = self.takers.watch.take() {
             watch.wake();
         }
-        let out = self.stream.out.clone();
-        out.fetch_add(piece.len(), Ordering::Relaxed);
-        Bytes::from_owner(Piece { bytes: piece, out })
+        let before = stream.out.fetch_add(bytes.len(), Ordering::Relaxed);
+        stream.seen.set(before + bytes.len());
+        Piece { bytes, counted: Some(stream.out.clone()) }
     }
 
     /// It has been taken, and the next piece is waited for.

@@ -19,6 +19,8 @@ engines!(
     the_tail_of_an_answer_outlives_the_farewell,
     half_a_head_is_heard_out_when_it_closes,
     a_stream_that_is_not_taken_costs_the_others_nothing,
+    a_stream_that_is_taken_slowly_goes_on,
+    a_stream_whose_upload_is_open_is_reset_on_both_sides,
     small_answers_that_nobody_takes_are_given_up,
     an_application_full_of_streams_gets_another_connection,
     streams_that_were_cancelled_leave_no_connection,
@@ -139,6 +141,60 @@ fn a_stream_that_is_not_taken_costs_the_others_nothing(engine: Engine) {
     assert_settled(&gateway, app.address.port());
 }
 
+/// P5: a client that takes a few bytes now and then is slow, and not stuck: what counts are bytes, not pieces.
+fn a_stream_that_is_taken_slowly_goes_on(engine: Engine) {
+    const LENGTH: usize = 8_000;
+    let app = HttpOracle::start();
+    let gateway =
+        gate(engine, app.address).set("limit", 1).set("write-stall-timeout", "1s").start();
+    let mut raw = taking(gateway.address, 200);
+    get(&mut raw, 1, &format!("/down?n={LENGTH}"));
+    let (mut taken, mut ended) = (0, false);
+    while !ended {
+        let frame = raw.read().unwrap_or_else(|error| panic!("after {taken} bytes: {error}"));
+        assert!(frame.kind != frames::RST_STREAM, "after {taken} bytes: {frame:?}");
+        if frame.kind == frames::DATA {
+            taken += frame.payload.len();
+            ended = frame.flags & frames::END_STREAM != 0;
+            std::thread::sleep(Duration::from_millis(100)); // its pace: 4 s in all
+            grant(&mut raw, 1, 200);
+        }
+    }
+    assert_eq!(taken, LENGTH);
+    drop(raw);
+    assert_settled(&gateway, app.address.port());
+}
+
+/// P1: a stream is reset because its client does not take the answer, with more of the request to come: the
+/// client and the application both hear of it, and only then the slot is free.
+fn a_stream_whose_upload_is_open_is_reset_on_both_sides(engine: Engine) {
+    let app = HttpOracle::start();
+    let gateway = gate(engine, app.address)
+        .set("limit", 1)
+        .set("queue-length", 20)
+        .set("queue-timeout", "60s")
+        .set("app-http2", "always")
+        .set("write-stall-timeout", "1s")
+        .start();
+    for count in 1..=2 {
+        let mut raw = taking(gateway.address, 1000);
+        let head = frames::request("POST", "/down?n=1000000", &[]);
+        raw.send(&frames::frame(frames::HEADERS, frames::END_HEADERS, 1, &head)).expect("writes");
+        until("it is in", SOON, || app.count() == 2 * count - 1);
+        let mut next = Http1::asking(gateway.address, "/work?ms=0");
+        loop {
+            let frame = raw.read().expect("the connection goes on");
+            if frame.kind == frames::RST_STREAM {
+                break assert_eq!(frame.stream, 1);
+            }
+        }
+        assert_eq!(next.end(), End::Answered);
+        assert!(app.seen()[2 * count - 2].end.is_some(), "the application has heard of it");
+    }
+    assert_eq!(app.peak(), 1);
+    assert_eq!(gateway.port().outcome("client_stalled"), 2);
+}
+
 /// P10, A6: an answer that has been read whole, and that nobody takes, is not kept for ever: not where it waits
 /// for a window of nothing, nor where a byte of it was taken.
 fn small_answers_that_nobody_takes_are_given_up(engine: Engine) {
@@ -233,22 +289,24 @@ fn a_conversation_may_pause(engine: Engine) {
         http2::block_on(async {
             let mut client = Http2::connect(gateway.address).await;
             let grpc = [("content-type", "application/grpc"), ("te", "trailers")];
-            let pause = || tokio::time::sleep(Duration::from_millis(1500)); // three times as long
+            let pause = || tokio::time::sleep(Duration::from_millis(400)); // five times: longer in all
             for (path, headers, echoes) in [("/echo", &[][..], true), ("/up", &grpc[..], false)] {
                 let opened = client.open("POST", path, headers, false).await;
                 let (response, mut send) = opened.expect("a stream");
                 let mut response = std::pin::pin!(http2::head(response));
-                send.send_data("one ".into(), false).expect("within the window");
+                send.send_data("one".into(), false).expect("within the window");
                 let early =
                     if echoes { Some(response.as_mut().await.expect("a head")) } else { None };
-                pause().await;
-                send.send_data("two".into(), true).expect("within the window");
+                for number in 1..=5 {
+                    pause().await;
+                    send.send_data("more".into(), number == 5).expect("within the window");
+                }
                 let (mut answer, body) = match early {
                     Some(early) => early,
                     None => response.await.expect("a head"),
                 };
                 http2::rest(&mut answer, body.expect("more")).await.expect("to its end");
-                let expected = if echoes { "one two" } else { "7 damaged" };
+                let expected = if echoes { "onemoremoremoremoremore" } else { "23 damaged" };
                 assert_eq!(answer.text(), expected, "{path}, app-http2 {app_http2}: {answer:?}");
             }
         });
