@@ -119,7 +119,7 @@ pub(crate) const fn tail(samples: usize) -> f64 {
 }
 
 /// Waits until `condition` holds; fails the test, naming `what`, when it does not within `bound` of own time.
-/// Answers how much of that it took.
+/// Answers how much of that it took: to be held against bounds from above. "Not before" is about the clock.
 #[track_caller]
 pub(crate) fn until(what: &str, bound: Duration, mut condition: impl FnMut() -> bool) -> Duration {
     let start = Stopwatch::start();
