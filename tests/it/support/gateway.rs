@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::control::{self, Reply};
 use super::seccomp::Denied;
-use super::{Engine, SOON, Stopwatch, process, slack};
+use super::{Engine, SOON, Stopwatch, process, slack, until};
 
 /// What is set before the start.
 pub(crate) struct Setup {
@@ -53,7 +53,7 @@ struct Footprint {
 }
 
 impl Setup {
-    /// In front of `app` (`host:port` or `unix:/path`), for TCP, without a drain delay.
+    /// In front of `app` (`host:port` or `unix:/path`), for TCP, without a drain delay, and with patience.
     pub(crate) fn new(engine: Engine, app: impl ToString) -> Self {
         Self::without_port(engine).port(app)
     }
@@ -70,6 +70,9 @@ impl Setup {
         };
         let local = ["admin", "probe", "metrics"];
         let setup = local.iter().fold(setup, |setup, face| setup.set(face, "127.0.0.1:0"));
+        // Whoever waits does so until he is let in, however slow the machine is: a test that is about a
+        // shorter time says it.
+        let setup = setup.set("queue-timeout", "60s").set("connect-timeout", "60s");
         setup.set("drain-delay", "0s").set("protocol", "tcp")
     }
 
@@ -350,6 +353,23 @@ impl Gateway {
         process::signal(self.pid, signal);
     }
 
+    /// Stands still (SIGSTOP) while `meanwhile` runs. Whoever connects then is in the backlog with all that
+    /// he has written, so that to the gateway all come at once, and no word comes later than its connection.
+    #[track_caller]
+    pub(crate) fn paused<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
+        /// Goes on when dropped.
+        struct Standing<'a>(&'a Gateway);
+        impl Drop for Standing<'_> {
+            fn drop(&mut self) {
+                self.0.signal(Signal::CONT);
+            }
+        }
+        self.signal(Signal::STOP);
+        let _standing = Standing(self);
+        until("every thread of it stands", SOON, || process::stands(self.pid));
+        meanwhile()
+    }
+
     /// Waits until it has ended by itself.
     #[track_caller]
     pub(crate) fn wait_exit(&mut self, bound: Duration) -> ExitStatus {
@@ -363,7 +383,7 @@ impl Gateway {
         }
     }
 
-    /// SIGTERM, and a clean exit within `bound`; answers how long it took, in own time.
+    /// SIGTERM, and a clean exit within `bound`; answers how long it took, in own time, for bounds from above.
     #[track_caller]
     pub(crate) fn terminate(&mut self, bound: Duration) -> Duration {
         let start = Stopwatch::start();
