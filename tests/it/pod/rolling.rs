@@ -62,6 +62,7 @@ fn with_room_to_spare(case: Case) {
 
 fn while_the_queue_is_full(case: Case) {
     let spec = spec(case).set("limit", 1).set("queue-length", 2).set("queue-timeout", "500ms");
+    let spec = spec.set("protocol", "http"); // whoever is slow to ask is told so in words of HTTP
     let books = roll(case, &spec, 1);
     assert!(books.get(&("fresh", Went::Refused)) > Some(&0), "the queue was never full: {books:?}");
 }
