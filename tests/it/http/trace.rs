@@ -254,18 +254,21 @@ fn a_refusal_is_recorded_although_nothing_else_is(engine: Engine) {
         .set("trace-sampling", 0)
         .set("limit", 1)
         .set("queue-length", 1)
-        .set("queue-timeout", "300ms")
         .start();
     let start = Instant::now();
     let _inside = Http1::asking(gateway.address, "/held");
     until("the first is inside", SOON, || app.in_progress() == 1);
-    let mut waits = Http1::connect(gateway.address);
-    waits.ask("/late", &format!("traceparent: {}\r\n", traceparent("00")));
+    let waits = Http1::asking(gateway.address, "/leaves");
     queued(&gateway, 1);
     let mut client = Http1::connect(gateway.address);
     for _ in 0..50 {
         assert_refusal(&client.get("/"), 503, "connection_limit_reached", "queue_full");
     }
+    drop(waits);
+    queued(&gateway, 0);
+    gateway.set("queue-timeout", "300ms");
+    let mut waits = Http1::connect(gateway.address);
+    waits.ask("/late", &format!("traceparent: {}\r\n", traceparent("00")));
     assert_eq!(waits.answer().expect("an answer").status, 503);
     let seconds = start.elapsed().as_secs() as usize + 2;
 
