@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -413,17 +414,18 @@ fn whatever_ends_it_joins_the_drain_under_way(engine: Engine) {
 }
 
 fn joined(engine: Engine, order: [Word; 3]) {
-    let oracle = Oracle::start(Script::Work);
+    let oracle = Oracle::start(Script::Held);
     let api = ApiServer::start();
     let setup = watched(engine, oracle.address, &api).env("TIDEGATE_POD_IP", "127.0.0.1");
     let setup = setup.set("limit", 4).set("queue-length", 8).set("queue-timeout", "60s");
     let mut gateway = setup.set("grace", "5m").start();
     until("it is watched", SOON, || is_watched(&gateway));
-    let ask_for = |work| Client::asking(gateway.address, work);
-    let mut stuck = ask_for(Duration::from_secs(600));
-    let mut served: Vec<_> = (0..3).map(|_| ask_for(Duration::from_millis(700))).collect();
+    let one = |_| Client::asking(gateway.address, Duration::ZERO);
+    let mut stuck = Client::connect(gateway.address).expect("the gateway listens");
+    stuck.stream.write_all(&[0; 8]).expect("half of a request");
+    let mut served: Vec<_> = (0..3).map(one).collect();
     until("four are served", SOON, || oracle.count() == 4);
-    served.extend((0..2).map(|_| ask_for(Duration::ZERO)));
+    served.extend((0..2).map(one));
     until("two wait", SOON, || gateway.port().queued == 2);
 
     let face = gateway.status().probe;
@@ -441,6 +443,7 @@ fn joined(engine: Engine, order: [Word; 3]) {
         }
         until("it closes", SOON, || gateway.status().phase == "closing");
     }
+    oracle.release(5); // every word has been said
     for client in &mut served {
         assert_eq!(client.end(), End::Answered, "{order:?}");
     }

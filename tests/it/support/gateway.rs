@@ -318,6 +318,11 @@ impl Gateway {
     pub(crate) fn drain(&self) -> Draining {
         let reply = self.call("POST", "/drain", "");
         assert!(reply.code < 300, "drain: {} {}", reply.code, reply.body);
+        self.await_drain()
+    }
+
+    /// Waits for the report of a drain that somebody else begins.
+    pub(crate) fn await_drain(&self) -> Draining {
         let control = self.control();
         let patience = Duration::from_secs(60);
         let wait = move || control::call(&control, "GET", "/drain/wait", "", patience);
