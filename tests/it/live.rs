@@ -110,8 +110,10 @@ fn the_files_of_the_kubelet_are_followed(engine: Engine) {
     let face = gateway.status().probe;
     assert_eq!(ask(face, "GET /readyz", "").0, 200, "a mistake is no reason not to be ready");
     assert_eq!(gateway.metric("tidegate_config_last_reload_successful", ""), 0.0);
-    let log = gateway.log();
-    assert!(log.contains("many") && log.contains("an integer from 1 to 1000000"), "{log}");
+    until("it is in the log", SOON, || {
+        let log = gateway.log();
+        log.contains("many") && log.contains("an integer from 1 to 1000000")
+    });
     let garbage: [&[u8]; 4] =
         [&[0xff, 0, 0xfe], b"tidegate.dev/limit=\"1", b"limit=\"\\q\"", b"\0"];
     for bad in garbage.into_iter().chain([&*vec![b'\n'; 2 << 20]]) {
@@ -497,9 +499,9 @@ fn nothing_that_is_said_in_a_pod_ends_it() {
                 .start();
             assert_eq!(gateway.port().mode, mode, "--{flag} {value}: {:?}", remarks(&gateway));
             assert!(remarks(&gateway).contains(&"operator unknown".to_owned()));
-            let log = gateway.log();
-            assert!(log.contains("from-the-future") && !log.contains("panicked"), "{log}");
+            until("it is in the log", SOON, || gateway.log().contains("from-the-future"));
             served(&gateway, 5);
+            assert!(!gateway.log().contains("panicked"), "{}", gateway.log());
         }
     });
 }
