@@ -273,7 +273,9 @@ async fn calls_overfill(scene: &Scene) {
     let mut held = Vec::new();
     for full in [(2, 0), (2, 2)] {
         for _ in 0..2 {
-            held.push(client.open("POST", "/test.Calls/Bidi", &grpc, false).await.expect("a stream"));
+            held.push(
+                client.open("POST", "/test.Calls/Bidi", &grpc, false).await.expect("a stream"),
+            );
         }
         http2::until("they are in, or wait", SOON, || {
             let port = scene.gateway.port_at(scene.to.port());
