@@ -34,6 +34,7 @@ fn five_hundred_in_flight_and_two_hundred_queued(engine: Engine) {
     let longest = scale(1_500, 8_000) as u64;
     let oracle = Oracle::start(Script::Work);
     let mut gateway = Setup::new(engine, oracle.address)
+        .set("workers", 1) // of two, one may be held up with a waiter it has let in
         .set("limit", 500)
         .set("queue-length", 200)
         .set("queue-timeout", "60s")
@@ -59,7 +60,8 @@ fn five_hundred_in_flight_and_two_hundred_queued(engine: Engine) {
     }
     let late = std::thread::scope(|scope| {
         let load = scope.spawn(|| {
-            let late = |_, _| ledger::exchange(gateway.address, Duration::ZERO, SOON);
+            // As long as the queue is, for the last.
+            let late = |_, _| ledger::exchange(gateway.address, Duration::ZERO, 6 * SOON);
             ledger::closed_loop(4, 400, late)
         });
         let ledger: Ledger = clients.iter_mut().map(Client::end).collect();
@@ -217,10 +219,8 @@ fn a_full_queue_still_refuses(engine: Engine) {
 /// P6: during `drain-delay` it says it is not ready and still serves whoever comes.
 fn announcing_still_accepts(engine: Engine) {
     let oracle = Oracle::start(Script::Work);
-    let mut gateway = Setup::new(engine, oracle.address)
-        .set("drain-delay", "60s")
-        .set("grace", "5m")
-        .start();
+    let mut gateway =
+        Setup::new(engine, oracle.address).set("drain-delay", "60s").set("grace", "5m").start();
     let draining = gateway.drain();
     assert_eq!(gateway.status().phase, "announcing");
     for late in 0..50 {

@@ -270,6 +270,7 @@ fn what_nobody_serves_is_written_down_too(engine: Engine) {
         })
     });
     assert_eq!(app.count(), 0);
+    until("nobody is left", SOON, || gateway.status().connections == 0);
     gateway.assert_clean();
 }
 

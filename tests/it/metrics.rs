@@ -98,7 +98,8 @@ impl Three {
                 thread.join().expect("no client panicked")
             };
             let many = [requests, join(connections), join(watched)];
-            let both = full.into_iter().zip(many).map(|(full, many)| [full, many].into_iter().sum());
+            let both =
+                full.into_iter().zip(many).map(|(full, many)| [full, many].into_iter().sum());
             let [requests, connections, watched] =
                 both.collect::<Vec<_>>().try_into().expect("three ports");
             Load { requests, connections, watched }

@@ -181,8 +181,7 @@ fn hooks_wait_until_it_is_drained(engine: Engine) {
             .map(|_| scope.spawn(move || (ask(face, "GET /drain/wait", ""), Instant::now())))
             .collect();
         let leaves = TcpStream::connect(face).expect("connects");
-        (&leaves).write_all(b"GET /drain/wait HTTP/1.1\r\nHost: x\r\n\r\n")
-            .expect("it is read");
+        (&leaves).write_all(b"GET /drain/wait HTTP/1.1\r\nHost: x\r\n\r\n").expect("it is read");
         assert!(hook(&gateway).status.success());
         drop(leaves);
         let since = Stopwatch::start();

@@ -136,7 +136,15 @@ fn nginx(engine: Engine) {
     let gateway = wide(engine, &server);
     let url = format!("http://{}/", gateway.address);
     let seconds = format!("{}s", scale(1, 10));
-    let said = succeed(Command::new("wrk").args(["-t1", "-c32", "--timeout", "60s", "-d", &seconds, &url]));
+    let said = succeed(Command::new("wrk").args([
+        "-t1",
+        "-c32",
+        "--timeout",
+        "60s",
+        "-d",
+        &seconds,
+        &url,
+    ]));
     assert!(!said.contains("Socket errors") && !said.contains("Non-2xx"), "{said}");
     gateway.assert_clean();
 

@@ -1,7 +1,7 @@
 //! P1: the application never has more than `limit` at once, whatever the clients and the operator do.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::gateway::{Gateway, Setup};

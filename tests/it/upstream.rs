@@ -160,6 +160,7 @@ fn a_killed_gateway_leaves_nothing(engine: Engine) {
     let own = start.own();
     assert!(own < slack(Duration::from_secs(1)), "{own:?}");
 
+    until("nobody listens", SOON, || TcpStream::connect(gateway.address).is_err());
     let listen = format!("{}={}", gateway.address, oracle.address);
     let again = Setup::without_port(engine).set("listen", listen).start();
     assert_eq!(again.address, gateway.address);

@@ -192,6 +192,7 @@ fn an_application_that_never_ends_is_abandoned(engine: Engine) {
     for count in 1..=3 {
         let client = Http1::asking(gateway.address, "/never");
         until("it is in", SOON, || gateway.port().active == 1 && app.count() == 2 * count - 1);
+        until("and seen", SOON, || watch.peak() > 0);
         let left = Stopwatch::start();
         drop(client);
         let mut next = Http1::asking(gateway.address, "/work?ms=0");

@@ -350,9 +350,7 @@ fn the_oracle_sees_what_we_see(engine: Engine) {
 /// hears nothing; the connection of somebody else is not affected.
 fn what_must_be_rejected_is(engine: Engine) {
     let app = HttpOracle::start();
-    let gateway = gate(engine, app.address)
-        .set("limit", 4)
-        .start();
+    let gateway = gate(engine, app.address).set("limit", 4).start();
     let mut bystander = Http1::connect(gateway.address);
     let mut wrong = Vec::new();
     for (name, rule, bytes) in corpus() {
@@ -377,10 +375,7 @@ fn what_must_be_rejected_is(engine: Engine) {
 /// HTTP/2 in, HTTP/1 out: fields and bodies that would end a message early make no second request.
 fn an_http2_request_smuggles_nothing(engine: Engine) {
     let app = HttpOracle::start();
-    let gateway = gate(engine, app.address)
-        .set("limit", 4)
-        .set("app-http2", "never")
-        .start();
+    let gateway = gate(engine, app.address).set("limit", 4).set("app-http2", "never").start();
     let cases: [(&str, Vec<u8>, &str); 9] = [
         (
             "a length of 0 and a body",

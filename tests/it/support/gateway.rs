@@ -167,6 +167,8 @@ impl Setup {
     #[track_caller]
     pub(crate) fn try_start(self) -> Result<Gateway, (ExitStatus, String)> {
         let engine = self.engine;
+        let listeners =
+            self.flags.iter().filter(|flag| flag.starts_with("--listen=")).count() as u64;
         let mut gateway = self.launch();
         let start = Stopwatch::start();
         let status = loop {
@@ -183,7 +185,7 @@ impl Setup {
         if engine != "auto" {
             assert_eq!(status.engine.name, engine, "it said: {}", status.engine.reason);
         }
-        gateway.take_bearings(&status);
+        gateway.take_bearings(&status, listeners);
         Ok(gateway)
     }
 
@@ -229,7 +231,7 @@ impl Gateway {
     pub(crate) fn adopt(pid: u32, control: PathBuf, log: PathBuf) -> Self {
         let mut gateway = Self::at(pid, control, log);
         let status = gateway.status();
-        gateway.take_bearings(&status);
+        gateway.take_bearings(&status, 1);
         gateway
     }
 
@@ -247,14 +249,14 @@ impl Gateway {
 
     /// Where it listens, and what it has open before anybody came.
     #[track_caller]
-    fn take_bearings(&mut self, status: &Status) {
+    fn take_bearings(&mut self, status: &Status, listeners: u64) {
         let listens = status.ports.iter().map(|port| {
             let listen = port.listen.parse::<SocketAddr>();
             listen.expect("the status names the real address")
         });
         self.listens = listens.collect();
         self.address = self.listens[0];
-        self.baseline = self.settled_footprint();
+        self.baseline = self.settled_footprint(status.workers * listeners);
     }
 
     fn exit_status(&mut self) -> Option<ExitStatus> {
@@ -442,7 +444,7 @@ impl Gateway {
     }
 
     /// The footprint once the start, and our own question, have left no trace: the same for 50 ms.
-    fn settled_footprint(&self) -> Footprint {
+    fn settled_footprint(&self, accepts: u64) -> Footprint {
         let status = self.status();
         let mut last = self.footprint(&status);
         let mut same = 0;
@@ -452,7 +454,10 @@ impl Gateway {
             same = if look == last { same + 1 } else { 0 };
             last = look;
         }
-        // Only now the workers certainly have their standing operations (the accept) in the ring.
+        if status.engine.name == "uring" {
+            until("every worker accepts", SOON, || self.status().ring_ops >= accepts);
+        }
+        // Only now the workers certainly have their standing operations in the ring.
         last.ring_ops = last.ring_ops.max(self.status().ring_ops);
         last
     }
@@ -484,6 +489,7 @@ pub(crate) struct Status {
     pub(crate) probe: SocketAddr,
     pub(crate) ports: Vec<Port>,
     pub(crate) connections: u64,
+    workers: u64,
     pub(crate) pools: Pools,
     #[serde(default)]
     pub(crate) ring_ops: u64,
