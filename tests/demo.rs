@@ -80,10 +80,10 @@ fn promises(summary: &Value) {
 /// be busy with other things: the figures people are shown are not asserted here.
 fn goodput(summary: &Value) {
     let [without, with] = [false, true].map(|gateway| act(summary, "surge", gateway));
-    let per_second = |act: &Value| number(&act["served_per_second"]);
-    let capacity = number(&summary["application"]["capacity_per_second"]);
-    assert!(per_second(with) >= 0.4 * capacity, "{} of {capacity}: {summary}", per_second(with));
-    assert!(per_second(with) > per_second(without), "not more than without: {summary}");
+    // Of what this machine lets it do: how much that is, others decide too.
+    let useful = |act: &Value| number(&act["served"]) / number(&act["worked"]).max(1.0);
+    assert!(useful(with) >= 0.4, "{} of its work: {summary}", useful(with));
+    assert!(useful(with) > useful(without), "not more than without: {summary}");
 }
 
 #[test]

@@ -121,13 +121,14 @@ fn nobody_is_served_after_the_queue_timeout(engine: Engine) {
         .set("queue-timeout", "200ms")
         .start();
     // 60 clients need 2 slots for 20 ms each: 600 ms of work, of which 200 ms fit.
+    let (mut clients, start) = gateway.paused(|| {
+        let ask = |_| Client::asking(gateway.address, Duration::from_millis(20));
+        ((0..60).map(ask).collect::<Vec<_>>(), Stopwatch::start())
+    });
     let ends: Vec<(End, Duration, Duration)> = std::thread::scope(|scope| {
-        let one = || {
-            let start = Stopwatch::start();
-            let mut client = Client::asking(gateway.address, Duration::from_millis(20));
-            (client.end(), start.elapsed(), start.own())
-        };
-        let threads: Vec<_> = (0..60).map(|_| scope.spawn(one)).collect();
+        let end = |client: &mut Client| (client.end(), start.elapsed(), start.own());
+        let threads = clients.iter_mut().map(|client| scope.spawn(move || end(client)));
+        let threads: Vec<_> = threads.collect();
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
     let late = slack(Duration::from_millis(10));

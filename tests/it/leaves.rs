@@ -136,8 +136,8 @@ fn a_silent_connection_times_out(engine: Engine) {
     let oracle = Oracle::start(Script::Stall);
     let (setup, _) = one_slot(engine, &oracle);
     let gateway = setup.set("idle-timeout", "300ms").set("abandon-timeout", "300ms").start();
-    let mut client = Client::asking(gateway.address, Duration::ZERO);
     let start = Stopwatch::start();
+    let mut client = Client::asking(gateway.address, Duration::ZERO);
     assert_ne!(client.end(), End::TimedOut);
     let own = start.own();
     assert!(start.elapsed() >= Duration::from_millis(290), "not before: {:?}", start.elapsed());

@@ -5,11 +5,13 @@ use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::http::http2;
 use crate::http::oracle::HttpOracle;
 use crate::http::outside::Outside;
 use crate::support::app_process::AppProcess;
@@ -88,11 +90,25 @@ fn nginx(tls: u16, gateway: u16) -> Option<Server> {
     }))
 }
 
+/// The lines of nginx' books about a path, once there are so many: it writes them after it has answered.
+#[track_caller]
+fn written(server: &Server, path: &str, count: usize) -> Vec<Vec<String>> {
+    until("nginx has written its books", SOON, || seen(server, path).len() >= count);
+    seen(server, path)
+}
+
 /// The lines of nginx' books about a path.
 fn seen(server: &Server, path: &str) -> Vec<Vec<String>> {
     let books = std::fs::read_to_string(server.dir.path().join("books")).unwrap_or_default();
     let lines = books.lines().map(|line| line.split('|').map(str::to_owned).collect());
     lines.filter(|line: &Vec<String>| line[3] == path).collect()
+}
+
+/// The same probe, with time for a machine that has little.
+fn patient(probe: &Value) -> Value {
+    let mut probe = probe.clone();
+    probe["timeoutSeconds"] = 10.into();
+    probe
 }
 
 /// Statuses, redirects, TLS and headers as in the kubelet's `pkg/probe/http`.
@@ -130,7 +146,7 @@ fn nginx_is_judged_as_the_kubelet_judges() {
             ("named", named, 200, "healthy"),
         ];
         let spec = expected.iter().map(|(name, spec, ..)| (format!("{name}/readiness"), spec));
-        let spec: serde_json::Map<_, _> = spec.map(|(name, spec)| (name, spec.clone())).collect();
+        let spec: serde_json::Map<_, _> = spec.map(|(name, spec)| (name, patient(spec))).collect();
         let gateway = probing(engine, server.address(), &spec.into())
             .set("probe", format!("127.0.0.1:{face}"))
             .start();
@@ -144,7 +160,7 @@ fn nginx_is_judged_as_the_kubelet_judges() {
         }
         assert_eq!(wrong, "");
 
-        let sent = |path: &str, at: usize| seen(&server, path)[at][1..].join("|");
+        let sent = |path: &str, at: usize| written(&server, path, at + 1)[at][1..].join("|");
         let agent = concat!("kube-probe/1.0 (tidegate/", env!("CARGO_PKG_VERSION"), ")");
         let here = format!("127.0.0.1:{port}");
         assert_eq!(sent("/ill", 0), format!("HTTP/1.1|GET|/ill|{here}|{agent}|*/*|-|-|-"));
@@ -152,12 +168,14 @@ fn nginx_is_judged_as_the_kubelet_judges() {
         assert_eq!(sent("/ill", 1), format!("HTTP/1.1|GET|/ill|{here}|{agent}|*/*|{from}|-|-"));
         let named = "HTTP/1.1|GET|/here?a%20b|shop.example|mine|*/*|-|-|1";
         assert_eq!(sent("/here?a%20b", 0), named);
-        let followed = seen(&server, "/healthz").into_iter().filter(|line| line[9] == "1");
-        let followed: Vec<_> = followed.map(|line| line[4].clone()).collect();
+        // Asked for itself, over TLS, and on the way from elsewhere.
+        let healthz = written(&server, "/healthz", 4);
+        let followed = healthz.iter().filter(|line| line[9] == "1");
+        let followed: Vec<_> = followed.map(|line| line[4].as_str()).collect();
         assert_eq!(followed, ["shop.example"], "the name holds on the way");
-        let tls = seen(&server, "/healthz").into_iter().filter(|line| line[1] == "HTTP/2.0");
+        let tls = healthz.iter().filter(|line| line[1] == "HTTP/2.0");
         assert_eq!(tls.count(), 2, "of nginx' own choice");
-        assert_eq!(seen(&server, "/round").len(), 10);
+        assert_eq!(written(&server, "/round", 10).len(), 10);
         assert!(seen(&server, "/livez").is_empty(), "the gateway is not probed in its name");
         let unknown =
             ["app", "app/liveness", "ok/liveness", "ok/readiness/", "../ok/readiness", ""];
@@ -173,7 +191,8 @@ fn nginx_is_judged_as_the_kubelet_judges() {
 fn nothing_of_the_request_reaches_the_application() {
     run(Engine::Epoll, |engine| {
         let Some(server) = nginx(free_port(), free_port()) else { return };
-        let spec = json!({"ok/liveness": {"httpGet": {"path": "/healthz", "port": server.port}}});
+        let spec = json!({"httpGet": {"path": "/healthz", "port": server.port}});
+        let spec = json!({"ok/liveness": patient(&spec)});
         let gateway = probing(engine, server.address(), &spec).start();
         let face = gateway.status().probe;
         let evil = "X-Evil: 1\r\nUser-Agent: evil\r\nReferer: http://evil/\r\nAccept: evil\r\n";
@@ -184,6 +203,7 @@ fn nothing_of_the_request_reaches_the_application() {
             assert_eq!(ask(face, &format!("GET {target}"), evil).0, 404, "{target}");
         }
         assert_eq!(ask(face, "POST /app-probe/ok/liveness", evil).0, 405);
+        written(&server, "/healthz", 2);
         let books = std::fs::read_to_string(server.dir.path().join("books")).expect("books");
         assert_eq!(books.lines().count(), 2, "{books}");
         assert!(!books.contains("evil") && books.contains("|GET|/healthz|"), "{books}");
@@ -198,10 +218,10 @@ fn grpcio_is_asked_for_its_health() {
             return skip("tests/apps/setup has not been run");
         };
         let port = app.server.port;
-        let service = |service: &str| json!({"grpc": {"port": port, "service": service}});
+        let service = |service: &str| patient(&json!({"grpc": {"port": port, "service": service}}));
         let stalled = Oracle::start(Script::Stall);
         let spec = json!({
-            "all/liveness": {"grpc": {"port": port}}, "well/liveness": service("well"),
+            "all/liveness": patient(&json!({"grpc": {"port": port}})), "well/liveness": service("well"),
             "sick/liveness": service("sick"), "who/liveness": service("who"),
             "stalled/liveness": {"grpc": {"port": stalled.address.port()}},
         });
@@ -226,7 +246,7 @@ fn many_who_ask_at_once_share_one_probe() {
         let app = Oracle::start(Script::Stall);
         let port = app.address.port();
         let spec = json!({"app/liveness": {"httpGet": {"port": port}, "timeoutSeconds": 2},
-                          "app/readiness": {"tcpSocket": {"port": port}}});
+                          "app/readiness": patient(&json!({"tcpSocket": {"port": port}}))});
         let gateway = probing(engine, app.address, &spec).start();
         let face = gateway.status().probe;
         let start = Stopwatch::start();
@@ -253,35 +273,23 @@ fn many_who_ask_at_once_share_one_probe() {
 fn green_at_fifty_times_overload(engine: Engine) {
     let app = HttpOracle::start();
     let port = app.address.port();
-    let spec = json!({"app/liveness": {"httpGet": {"path": "/healthz", "port": port}},
-                      "app/readiness": {"tcpSocket": {"port": port}}});
+    let spec = json!({"app/liveness": patient(&json!({"httpGet": {"path": "/healthz", "port": port}})),
+                      "app/readiness": patient(&json!({"tcpSocket": {"port": port}}))});
     let gateway = probing(engine, app.address, &spec)
         .set("protocol", "http")
         .set("limit", 4)
         .set("queue-length", 8)
         .start();
     let face = gateway.status().probe;
-    let (over, load) = (AtomicBool::new(false), gateway.address);
+    let (over, load) = (Arc::new(AtomicBool::new(false)), gateway.address);
     let asked = std::thread::scope(|scope| {
-        for _ in 0..200 {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    let stream = TcpStream::connect(load);
-                    let Ok(mut stream) = stream else { continue };
-                    let work = "GET /work?ms=100 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-                    let _ = stream.set_read_timeout(Some(SOON));
-                    let _ = stream.write_all(work.as_bytes());
-                    let _ = stream.read_to_end(&mut Vec::new());
-                    // A client that was refused waits a little, as clients do.
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-            });
-        }
+        let ends = over.clone();
+        scope.spawn(move || http2::block_on(two_hundred(load, ends)));
         let over = Over(&over);
         until("it is full", SOON, || gateway.port().refused("queue_full") > 100);
         let start = Instant::now();
         let mut asked = 0;
-        while start.elapsed() < Duration::from_secs(scale(3, 60) as u64) {
+        while asked <= 10 || start.elapsed() < Duration::from_secs(scale(3, 60) as u64) {
             for path in ["/app-probe/app/liveness", "/app-probe/app/readiness", "/readyz", "/livez"]
             {
                 let began = Stopwatch::start();
@@ -294,17 +302,42 @@ fn green_at_fifty_times_overload(engine: Engine) {
         drop(over);
         asked
     });
-    assert!(asked > 10, "{asked}");
     assert_eq!(counted(&gateway, "app", "healthy"), f64::from(2 * asked));
     assert!(gateway.port().peak_active <= 4);
     gateway.assert_clean();
+}
+
+/// So many clients, each with a connection for each of its requests, until it is over. They are the load, and not
+/// what is looked at: one thread has them all, so that the machine is not theirs.
+async fn two_hundred(to: SocketAddr, over: Arc<AtomicBool>) {
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..200 {
+        let over = over.clone();
+        clients.spawn_local(async move {
+            while !over.load(Ordering::Relaxed) {
+                let _ = tokio::time::timeout(SOON, work(to)).await;
+                // A client that was refused waits a little, as clients do.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+    }
+    clients.join_all().await;
+}
+
+async fn work(to: SocketAddr) -> std::io::Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(to).await?;
+    let work = b"GET /work?ms=100 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(work).await?;
+    stream.read_to_end(&mut Vec::new()).await.map(drop)
 }
 
 /// The next probe after its death is red, and the first after its return is green.
 fn an_application_that_dies_is_red_at_the_next_probe(engine: Engine) {
     let app = AppProcess::echo();
     let address = app.address;
-    let spec = json!({"app/liveness": {"tcpSocket": {"port": address.port()}}});
+    let spec = patient(&json!({"tcpSocket": {"port": address.port()}}));
+    let spec = json!({"app/liveness": spec});
     let gateway = probing(engine, address, &spec).start();
     assert_eq!(probe(&gateway, "app/liveness").0, 200);
     app.kill();
@@ -344,6 +377,6 @@ fn a_bad_specification_is_told_and_harms_nobody_in_a_pod() {
         }
         assert_eq!(found("b/readiness"), (200, "healthy".into()));
         assert_eq!(counted(&gateway, "app", "unusable"), 1.0);
-        assert!(gateway.log().contains("app/health"), "{}", gateway.log());
+        until("it is in the log", SOON, || gateway.log().contains("app/health"));
     });
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 use crate::support::ledger::{self, Client, End};
 use crate::support::oracle::{Oracle, Script};
 use crate::support::pattern::{self, Checker};
-use crate::support::{SOON, sockets, until};
+use crate::support::{SOON, sockets, turn_beside, until};
 
 /// The oracle answers each client its own id, and counts them all.
 #[test]
 fn the_oracle_answers_and_counts() {
+    let _turn = turn_beside();
     let oracle = Oracle::start(Script::Work);
     let ledger = ledger::closed_loop(8, 200, |_, _| {
         ledger::exchange(oracle.address, Duration::from_millis(1), SOON)
@@ -24,6 +25,7 @@ fn the_oracle_answers_and_counts() {
 /// A connection that was reset is dead at once by the kernel's word, though the oracle holds it still.
 #[test]
 fn the_oracle_knows_the_dead() {
+    let _turn = turn_beside();
     let oracle = Oracle::start(Script::Stall);
     let clients: Vec<_> =
         (0..5).map(|_| Client::connect(oracle.address).expect("connects")).collect();
@@ -39,6 +41,7 @@ fn the_oracle_knows_the_dead() {
 /// A client that has gone without a RST keeps its connection alive at the application.
 #[test]
 fn the_oracle_counts_those_who_only_closed() {
+    let _turn = turn_beside();
     let oracle = Oracle::start(Script::Stall);
     drop(Client::connect(oracle.address).expect("connects"));
     let _second = Client::connect(oracle.address).expect("connects");
@@ -49,6 +52,7 @@ fn the_oracle_counts_those_who_only_closed() {
 /// The kernel's table agrees with the oracle.
 #[test]
 fn the_socket_table_is_read_right() {
+    let _turn = turn_beside();
     let oracle = Oracle::start(Script::Stall);
     let watch = sockets::Watch::start(oracle.address.port());
     let clients: Vec<_> =
@@ -63,6 +67,7 @@ fn the_socket_table_is_read_right() {
 /// Held requests are answered when told, and no sooner.
 #[test]
 fn the_oracle_holds_until_told() {
+    let _turn = turn_beside();
     let oracle = Oracle::start(Script::Held);
     let mut clients: Vec<_> =
         (0..3).map(|_| Client::asking(oracle.address, Duration::ZERO)).collect();
@@ -78,6 +83,7 @@ fn the_oracle_holds_until_told() {
 /// The ledger tells a refusal, a reset, a silence and a loss apart.
 #[test]
 fn the_ledger_tells_ends_apart() {
+    let _turn = turn_beside();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let address = listener.local_addr().expect("bound");
     let accept = || listener.accept().expect("accept").0;
@@ -106,6 +112,7 @@ fn the_ledger_tells_ends_apart() {
 /// A byte lost, doubled or changed does not get past the checker.
 #[test]
 fn the_pattern_shows_damage() {
+    let _turn = turn_beside();
     let good: Vec<u8> = pattern::slice(0, 5000).to_vec();
     let checked = |bytes: &[u8]| {
         let mut checker = Checker::default();
@@ -122,6 +129,7 @@ fn the_pattern_shows_damage() {
 /// RST in the middle of a response reaches a client without a gateway, so it can be asked of one with.
 #[test]
 fn the_oracle_resets() {
+    let _turn = turn_beside();
     let oracle = Oracle::start(Script::ResetAfter(1000));
     let mut client = Client::connect(oracle.address).expect("connects");
     client.stream.write_all(b"?").expect("writes");

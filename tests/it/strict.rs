@@ -1,8 +1,7 @@
 //! P1: the application never has more than `limit` at once, whatever the clients and the operator do.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::support::gateway::{Gateway, Setup};
@@ -25,7 +24,6 @@ fn a_storm_under_a_changing_limit(engine: Engine) {
     let seed = Rng::announced();
     let oracle = Oracle::start(Script::Work);
     let watch = sockets::Watch::start(oracle.address.port());
-    let metronome = Metronome::start();
     let gateway = Setup::new(engine, oracle.address)
         .set("limit", 16)
         .set("queue-length", 40)
@@ -40,10 +38,11 @@ fn a_storm_under_a_changing_limit(engine: Engine) {
             let mut rng = Rng::new(seed);
             let mut next = Instant::now();
             while !over.load(Ordering::Relaxed) {
-                let limit = 1 + rng.below(16) as usize;
-                let mut set = Set::now(limit);
+                let limit = 1 + rng.below(16);
+                let mut set = Set::now(limit as usize);
                 gateway.set("limit", limit);
-                set.answered = Instant::now();
+                until("it is kept", SOON, || gateway.port().active <= limit);
+                set.settled = Instant::now();
                 limits.lock().expect("not poisoned").push(set);
                 next += PERIOD; // the storm's own clock, not a synchronisation
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
@@ -60,10 +59,8 @@ fn a_storm_under_a_changing_limit(engine: Engine) {
     assert!(answered * 20 > total, "most of the storm passed by the application: {ledger:?}");
     assert!(watch.peak() <= 16, "the kernel saw {} at once", watch.peak());
     let limits = limits.into_inner().expect("not poisoned");
-    // A connection is underway as long as nobody on this machine gets to run.
-    let way = PERIOD + metronome.longest();
     for arrival in oracle.arrivals() {
-        let allowed = allowed_at(arrival.at, &limits, way);
+        let allowed = allowed_at(arrival.at, &limits);
         let alive = arrival.alive;
         assert!(alive <= allowed, "{alive} alive under a limit of at most {allowed}");
     }
@@ -71,55 +68,29 @@ fn a_storm_under_a_changing_limit(engine: Engine) {
     until("the application has none left", SOON, || oracle.count() == 0);
 }
 
-/// Notices how long a thread of this machine that wants to run does not.
-struct Metronome {
-    over: Arc<AtomicBool>,
-    thread: JoinHandle<Duration>,
-}
-
-impl Metronome {
-    fn start() -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let stop = over.clone();
-        let thread = std::thread::spawn(move || {
-            let mut longest = Duration::ZERO;
-            while !stop.load(Ordering::Relaxed) {
-                let begun = Instant::now();
-                std::thread::sleep(Duration::from_millis(1)); // its beat
-                longest = longest.max(begun.elapsed());
-            }
-            longest
-        });
-        Self { over, thread }
-    }
-
-    fn longest(self) -> Duration {
-        self.over.store(true, Ordering::Relaxed);
-        self.thread.join().expect("it only sleeps")
-    }
-}
-
-/// One change of the limit; it came into force between these two moments.
+/// One change of the limit.
 struct Set {
+    /// It was not in force before.
     asked: Instant,
-    answered: Instant,
+    /// From then on not more than it allows were there: who was let in under another limit has gone, or
+    /// counts as one of them.
+    settled: Instant,
     limit: usize,
 }
 
 impl Set {
     fn now(limit: usize) -> Self {
         let now = Instant::now();
-        Self { asked: now, answered: now, limit }
+        Self { asked: now, settled: now, limit }
     }
 }
 
-/// The highest limit that can have been in force when a connection was let in that arrived `at`, having
-/// been `way` underway at most. What was let in earlier under a higher limit does not excuse it: nobody is
-/// admitted until usage has fallen below the limit of then.
-fn allowed_at(at: Instant, limits: &[Set], way: Duration) -> usize {
+/// The most that can have been let in and be there when a connection arrived `at`, however long it was
+/// underway: a limit is kept until the next one is settled.
+fn allowed_at(at: Instant, limits: &[Set]) -> usize {
     let next = |index: usize| limits.get(index + 1);
     let in_force = limits.iter().enumerate().filter(|(index, set)| {
-        set.asked <= at && next(*index).is_none_or(|next| at <= next.answered + way)
+        set.asked <= at && next(*index).is_none_or(|next| at <= next.settled)
     });
     let highest = in_force.map(|(_, set)| set.limit).max();
     highest.expect("some limit is always in force")

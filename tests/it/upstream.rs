@@ -71,8 +71,8 @@ fn a_hung_application(engine: Engine) {
         .set("idle-timeout", "2s")
         .set("abandon-timeout", "200ms")
         .start();
-    let mut clients: Vec<_> =
-        (0..50).map(|_| Client::asking(gateway.address, Duration::ZERO)).collect();
+    let ask = |_| Client::asking(gateway.address, Duration::ZERO);
+    let mut clients: Vec<_> = gateway.paused(|| (0..50).map(ask).collect());
     until("all but eight are refused", SOON, || gateway.port().refused("queue_full") == 42);
     until("the waiters time out", SOON, || gateway.port().refused("queue_timeout") == 4);
     assert_eq!(gateway.port().active, 4);
@@ -160,6 +160,7 @@ fn a_killed_gateway_leaves_nothing(engine: Engine) {
     let own = start.own();
     assert!(own < slack(Duration::from_secs(1)), "{own:?}");
 
+    until("nobody listens", SOON, || TcpStream::connect(gateway.address).is_err());
     let listen = format!("{}={}", gateway.address, oracle.address);
     let again = Setup::without_port(engine).set("listen", listen).start();
     assert_eq!(again.address, gateway.address);

@@ -203,13 +203,13 @@ fn who_leaves_does_not_wait_for_an_answer() {
         let gateway = Setup::new(engine, app.address).start();
         let mut watch = Watch::start(&gateway, 80, 24);
         watch.shows("in flight");
-        gateway.signal(Signal::STOP);
-        // Long enough for a question that is not answered.
-        std::thread::sleep(Duration::from_millis(1500));
-        watch.press(b"q");
-        let start = Stopwatch::start();
-        watch.assert_gone("q");
-        assert!(start.own() < Duration::from_secs(3), "{start:?}");
-        gateway.signal(Signal::CONT);
+        gateway.paused(|| {
+            // Long enough for a question that is not answered.
+            std::thread::sleep(Duration::from_millis(1500));
+            watch.press(b"q");
+            let start = Stopwatch::start();
+            watch.assert_gone("q");
+            assert!(start.own() < Duration::from_secs(3), "{start:?}");
+        });
     });
 }

@@ -3,7 +3,7 @@
 //! A virtual machine's processors are at times given to others: nobody in it runs then, and its clocks go
 //! on. The kernel counts that as `steal`. A promise in milliseconds is the gateway's, not the hypervisor's,
 //! so bounds from above are held against a [`Stopwatch`]'s own time. Bounds from below, "not before", are
-//! about the clock.
+//! about the clock: own time is the shorter of the two.
 
 use std::time::{Duration, Instant};
 
@@ -26,20 +26,26 @@ impl Stopwatch {
     }
 
     /// What others had of the processors since the start, all of them together: one thing after the other
-    /// may have waited for each.
+    /// may have waited for each. So of two processors that are half stolen nothing is left.
     pub(crate) fn withheld(&self) -> Duration {
         stolen().saturating_sub(self.stolen)
     }
 
-    /// What was left of the time that passed.
+    /// What was left of the time that passed; for bounds from above.
     pub(crate) fn own(&self) -> Duration {
-        self.elapsed().saturating_sub(self.withheld())
+        left_of(self.elapsed(), self.withheld())
     }
 
     /// Whether `bound` is over, in own time.
     pub(crate) fn is_past(&self, bound: Duration) -> bool {
         self.elapsed() >= bound && self.own() >= bound
     }
+}
+
+/// Not all of it is ever withheld, of all processors together: a tenth is left, or a clock that stands still
+/// would keep every bound, and who waits for one would wait for ever.
+fn left_of(elapsed: Duration, withheld: Duration) -> Duration {
+    elapsed.saturating_sub(withheld).max(elapsed / 10)
 }
 
 /// What hypervisors have withheld of all processors, since the machine was started. Where the kernel does
@@ -59,6 +65,28 @@ fn ticks(stat: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use super::{Duration, Stopwatch, left_of};
+
+    #[test]
+    fn a_tenth_of_the_time_is_always_left() {
+        let seconds = Duration::from_secs;
+        assert_eq!(left_of(seconds(10), Duration::ZERO), seconds(10));
+        assert_eq!(left_of(seconds(10), seconds(4)), seconds(6));
+        // Two processors, each of which was away for half of the time, or for all of it.
+        assert_eq!(left_of(seconds(10), seconds(10)), seconds(1));
+        assert_eq!(left_of(seconds(10), seconds(20)), seconds(1));
+    }
+
+    #[test]
+    fn a_bound_is_over_in_own_time_only() {
+        // As if all of it had been withheld, for all time to come.
+        let second = Duration::from_secs(1);
+        let since = std::time::Instant::now() - 20 * second;
+        let away = Stopwatch { since, stolen: super::stolen().saturating_sub(60 * second) };
+        assert!(away.own() >= 2 * second && away.own() < 4 * second, "{away:?}");
+        assert!(away.is_past(2 * second) && !away.is_past(10 * second), "{away:?}");
+    }
+
     #[test]
     fn steal_is_the_eighth_number() {
         let stat = "cpu  7477 0 2320 20498 328 0 89 612 3 4\ncpu0 1 2 3 4 5 6 7 8 9 10\nintr 5\n";

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::support::sockets::Watch;
-use crate::support::{Engine, SOON, engines, scale};
+use crate::support::{Engine, SOON, engines, scale, until};
 
 use super::client::Http1;
 use super::http2::{self, Http2};
@@ -71,6 +71,7 @@ fn an_application_that_does_not_answer_the_question(engine: Engine) {
         }
     });
     assert_eq!(asked.load(Ordering::SeqCst), 1, "asked once");
+    until("its connection, which is kept, is seen", SOON, || watch.peak() > 0);
     assert_eq!(watch.peak(), 1, "connections at once");
     assert_settled(&gateway, address.port());
 }

@@ -224,11 +224,15 @@ fn waiting_is_no_way_round_the_limit(engine: Engine) {
 fn a_silent_connection_holds_a_slot(engine: Engine) {
     let oracle = Oracle::start(Script::Echo);
     let gateway = auto(engine, oracle.address).set("limit", 1).set("queue-length", 0).start();
+    let start = Instant::now();
     let silent = Client::connect(gateway.address).expect("connects");
-    let took = until("it has a slot", SOON, || gateway.port().active == 1);
+    until("it has a slot", SOON, || gateway.port().active == 1);
+    let took = start.elapsed();
     assert!(took >= Duration::from_millis(60), "not before it was silent for a while: {took:?}");
     until("the application is dialled", SOON, || oracle.count() == 1);
-    assert_eq!(Http1::connect(gateway.address).get("/").status, 503);
+    let mut asks = gateway.paused(|| Http1::asking(gateway.address, "/")); // it was never silent
+    assert_eq!(asks.answer().expect("an answer").status, 503);
+    drop(asks);
     drop(silent);
     until("the slot is free", SOON, || gateway.port().active == 0);
     assert_eq!(oracle.peak(), 1);
@@ -245,7 +249,9 @@ fn an_unknown_protocol_is_refused_as_tcp(engine: Engine) {
     let mut second = Client::connect(gateway.address).expect("connects");
     second.stream.write_all(b"\x16\x03\x01hello").expect("writes");
     assert_eq!(second.end(), End::Refused);
-    assert_eq!(Http1::connect(gateway.address).get("/").status, 503);
+    let mut asks = gateway.paused(|| Http1::asking(gateway.address, "/")); // it was never silent
+    assert_eq!(asks.answer().expect("an answer").status, 503);
+    drop(asks);
     refused(&gateway, "limit_reached", 2);
     drop(first);
     assert_settled(&gateway, oracle.address.port());

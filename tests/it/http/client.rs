@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::support::ledger::{self, End};
+use crate::support::gateway::Gateway;
+use crate::support::ledger::{self, End, Ledger};
+use crate::support::{SOON, pattern, until};
 
 /// One connection, kept alive as long as both want. Each request carries an id of its own in `X-Id`.
 pub(crate) struct Http1 {
@@ -285,6 +287,38 @@ pub(crate) fn assert_refusal(answer: &Answer, status: u16, error: &str, details:
     }
     let said = answer.header("proxy-status").expect("just seen");
     assert_eq!(said, format!("tidegate; error={error}; details=\"{details}\""));
+}
+
+/// As [`ledger::overfill`], in front of what answers `/up` when it has the whole body: who holds a slot, and
+/// who waits for one, has sent half of it.
+#[track_caller]
+pub(crate) fn overfill(gateway: &Gateway, to: SocketAddr, limit: u64, queue: u64) -> Ledger {
+    let port = || gateway.port_at(to.port());
+    let mut holders = Vec::new();
+    for (count, what) in [(limit, "the limit is taken"), (queue, "the queue is full")] {
+        for _ in 0..count {
+            let mut client = Http1::connect(to);
+            client.begin("POST", "/up", "Content-Length: 2\r\nConnection: close\r\n");
+            client.send(pattern::slice(0, 1));
+            holders.push(client);
+        }
+        let here = holders.len() as u64;
+        until(what, SOON, || (port().active, port().queued) == (limit, here - limit));
+    }
+    let mut ledger = Ledger::default();
+    for _ in 0..4 {
+        let end = exchange(to, "/", SOON);
+        assert_eq!(end, End::Refused, "there is no room: {:?}", port());
+        ledger.enter(end);
+    }
+    for client in &mut holders {
+        client.send(pattern::slice(1, 1));
+    }
+    for client in &mut holders {
+        assert_eq!(client.end(), End::Answered, "{:?}", port());
+        ledger.enter(End::Answered);
+    }
+    ledger
 }
 
 /// One whole exchange on a connection of its own.

@@ -179,21 +179,17 @@ async fn keep_asking_http2(gateway: &Gateway, books: &Books, over: &AtomicBool) 
 /// While it announces, whoever has a connection is served as before, and so is who comes.
 fn kept_alive_connections_are_answered_while_it_announces(engine: Engine) {
     let app = HttpOracle::start();
-    let mut gateway = wide(engine, &app).set("drain-delay", "1s").start();
+    let mut gateway = wide(engine, &app).set("drain-delay", "60s").set("grace", "5m").start();
     let mut kept = Http1::connect(gateway.address);
     assert_eq!(kept.get("/").status, 200);
     let draining = gateway.drain();
-    let mut answered = 0;
-    while gateway.status().phase == "announcing" {
+    for answered in 0..20 {
+        assert_eq!(gateway.status().phase, "announcing");
         assert_eq!(kept.get("/").status, 200, "after {answered}");
         assert_eq!(Http1::connect(gateway.address).get("/").status, 200, "a new one");
-        answered += 1;
-        if answered > 20 {
-            break;
-        }
     }
-    assert!(answered > 3, "{answered} while it announced");
     drop(kept);
+    drop(app); // without an application there is nothing to announce
     assert_eq!(draining.report().cut, 0);
     gateway.terminate(slack(Duration::from_secs(2)));
 }
@@ -361,7 +357,7 @@ fn a_silent_connection_does_not_hold_it_up_for_long(engine: Engine) {
     let app = HttpOracle::start();
     let mut gateway = wide(engine, &app).set("header-timeout", "1s").start();
     let silent = Http1::connect(gateway.address);
-    until("it is there", SOON, || gateway.status().connections == 1);
+    until("it is there", SOON, || gateway.port().accepted == 1);
     let took = gateway.terminate(SOON);
     assert!(took < slack(Duration::from_secs(1)), "{took:?}");
     drop(silent);

@@ -283,11 +283,11 @@ fn a_deadline_that_passes_in_the_queue(engine: Engine) {
         let headers =
             [("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", "100m")];
         let (doomed, _) = client.open("POST", "/call", &headers, true).await.expect("a stream");
-        let asked = Instant::now();
         http2::until("it waits, or was refused at once", SOON, || {
             gateway.port().queued == 1 || gateway.port().refused("deadline_unmeetable") == 1
         })
         .await;
+        let asked = Instant::now(); // at the latest
         let (after, _) = client.open("GET", "/held", &[], true).await.expect("a stream");
         tokio::time::sleep_until((asked + Duration::from_millis(150)).into()).await; // the deadline passes
         app.release(2);
@@ -308,9 +308,13 @@ fn a_header_may_tell_the_deadline(engine: Engine) {
     let (gateway, mut first) = occupied_with(engine, &app, "deadline-header", "x-deadline-ms");
     let mut doomed = Http1::connect(gateway.address);
     doomed.ask("/gone", "X-Deadline-Ms: 100\r\n");
-    let asked = Instant::now();
     let mut roomy = Http1::connect(gateway.address);
-    roomy.ask("/held", "X-Deadline-Ms: 20000\r\n");
+    roomy.ask("/held", "X-Deadline-Ms: 600000\r\n");
+    until("both wait, or the first was refused already", SOON, || {
+        let port = gateway.port();
+        port.queued + port.refused("deadline_unmeetable") == 2
+    });
+    let asked = Instant::now(); // at the latest
     std::thread::sleep(Duration::from_millis(150).saturating_sub(asked.elapsed())); // the deadline passes
     app.release(2);
     let answer = doomed.answer().expect("an answer");

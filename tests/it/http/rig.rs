@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::ledger::{self, End};
-use crate::support::{SOON, pattern, skip, until};
+use crate::support::{SOON, pattern, skip, turn_beside, until};
 
 use super::client::{self, Http1};
 use super::frames::{self, Raw};
@@ -14,6 +14,7 @@ use super::outside::{self, Outside, succeed};
 /// Clients of HTTP/1 and the application agree about who was answered what, and how many at once.
 #[test]
 fn the_application_answers_and_counts() {
+    let _turn = turn_beside();
     let app = HttpOracle::start();
     let ledger =
         ledger::closed_loop(8, 200, |_, _| client::exchange(app.address, "/work?ms=1", SOON));
@@ -26,6 +27,7 @@ fn the_application_answers_and_counts() {
 /// One connection carries one request after the other, whatever ends their bodies.
 #[test]
 fn a_connection_is_kept() {
+    let _turn = turn_beside();
     let app = HttpOracle::start();
     let mut client = Http1::connect(app.address);
     let body = pattern::slice(0, 50_000);
@@ -58,6 +60,7 @@ fn a_connection_is_kept() {
 /// A tunnel begins after the 101.
 #[test]
 fn the_application_upgrades() {
+    let _turn = turn_beside();
     let app = HttpOracle::start();
     let mut client = Http1::connect(app.address);
     client.ask("/tunnel", "Connection: upgrade\r\nUpgrade: echo\r\n");
@@ -72,6 +75,7 @@ fn the_application_upgrades() {
 /// HTTP/2: streams side by side on one connection, bodies both ways, trailers, a reset.
 #[test]
 fn the_application_speaks_http2() {
+    let _turn = turn_beside();
     let app = HttpOracle::start();
     http2::block_on(async {
         let mut client = Http2::connect(app.address).await;
@@ -95,6 +99,7 @@ fn the_application_speaks_http2() {
 /// An application that breaks off is noticed.
 #[test]
 fn the_client_tells_a_broken_answer() {
+    let _turn = turn_beside();
     let app = HttpOracle::start();
     assert_eq!(client::exchange(app.address, "/break?n=10", SOON), End::Lost);
     let impatient = Duration::from_millis(20);
@@ -104,6 +109,7 @@ fn the_client_tells_a_broken_answer() {
 /// The servers and clients from outside agree with each other, and the servers' books are right.
 #[test]
 fn servers_and_clients_from_outside_agree() {
+    let _turn = turn_beside();
     let apps = (Outside::nginx(), Outside::gunicorn(), Outside::node(), Outside::grpcio());
     let (Some(nginx), Some(gunicorn), Some(node), Some(grpcio)) = apps else {
         return skip("nginx, node or what tests/apps/setup installs is missing");
@@ -135,6 +141,7 @@ fn servers_and_clients_from_outside_agree() {
 /// The load of `overload` without a gateway: what the application can do is what it is said to do.
 #[test]
 fn the_workers_have_the_capacity_they_are_said_to_have() {
+    let _turn = turn_beside();
     let app = HttpOracle::start();
     let start = std::time::Instant::now();
     let ledger =
@@ -146,6 +153,7 @@ fn the_workers_have_the_capacity_they_are_said_to_have() {
 /// Frames made by hand are understood by a library.
 #[test]
 fn frames_by_hand_are_http2() {
+    let _turn = turn_beside();
     let app = HttpOracle::start();
     let mut raw = Raw::connect(app.address);
     let head = frames::request("GET", "/", &[("x-id", "7")]);

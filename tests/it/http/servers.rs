@@ -53,7 +53,15 @@ fn nginx_with_wrk_and_h2load(engine: Engine) {
     let gateway = setup.set("queue-length", 1_000).start();
     let url = format!("http://{}/", gateway.address);
     let seconds = format!("{}s", scale(1, 10));
-    let said = succeed(Command::new("wrk").args(["-t1", "-c64", "-d", &seconds, &url]));
+    let said = succeed(Command::new("wrk").args([
+        "-t1",
+        "-c64",
+        "--timeout",
+        "60s",
+        "-d",
+        &seconds,
+        &url,
+    ]));
     assert!(!said.contains("Socket errors") && !said.contains("Non-2xx"), "{said}");
 
     let count = scale(5_000, 100_000).to_string();

@@ -4,11 +4,10 @@
 //! What is smuggled asks for `/smuggled`.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
+use std::net::{Shutdown, TcpStream};
 
 use crate::support::gateway::Gateway;
-use crate::support::{Engine, SOON, engines, skip, until};
+use crate::support::{Engine, SOON, Stopwatch, engines, skip, until};
 
 use super::client::Http1;
 use super::frames::{self, Raw};
@@ -231,12 +230,23 @@ fn corpus() -> Vec<(&'static str, Rule, String)> {
     shaped.chain(raw_cases()).collect()
 }
 
-/// The statuses of the answers that came before the end or a silence, and whether it was the end.
-fn ask(gateway: &Gateway, bytes: &str) -> (Vec<u16>, bool) {
+/// What a client does when it has sent all it has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// It waits to be sent away.
+    Waits,
+    /// It says that nothing follows, so that there is an end whatever was understood.
+    Ends,
+}
+
+/// The statuses of the answers that came before the end, and whether there was one.
+fn ask(gateway: &Gateway, bytes: &str, then: Then) -> (Vec<u16>, bool) {
     let mut stream = TcpStream::connect(gateway.address).expect("the gateway listens");
     let _ = stream.write_all(bytes.as_bytes());
-    let quiet = Duration::from_millis(100); // nothing more will come
-    stream.set_read_timeout(Some(quiet)).expect("a timeout");
+    if then == Then::Ends {
+        let _ = stream.shutdown(Shutdown::Write); // it may be closed already
+    }
+    stream.set_read_timeout(Some(SOON)).expect("a timeout");
     let (mut said, mut part) = (Vec::new(), [0; 65_536]);
     let closed = loop {
         match stream.read(&mut part) {
@@ -260,12 +270,13 @@ fn sees_what_we_see(gateway: &Gateway, seen: impl Fn() -> usize) {
     let mut wrong = Vec::new();
     let mut before = (gateway.port().admitted as usize, seen());
     for (name, rule, bytes) in corpus() {
-        let (answers, closed) = ask(gateway, &bytes);
+        let then = if rule == Reject { Then::Waits } else { Then::Ends };
+        let (answers, closed) = ask(gateway, &bytes, then);
         let count = || (gateway.port().admitted as usize - before.0, seen() - before.1);
-        let start = std::time::Instant::now();
+        let start = Stopwatch::start();
         let rejected = answers.last() == Some(&400) && closed;
-        while !rejected && count().0 != count().1 && start.elapsed() < Duration::from_secs(1) {
-            std::thread::sleep(Duration::from_millis(5)); // between two looks
+        while !rejected && count().0 != count().1 && !start.is_past(SOON) {
+            std::thread::sleep(std::time::Duration::from_millis(5)); // between two looks
         }
         // What was let in and broke off has been heard of by the application when its slot is free.
         until("no slot is held", SOON, || gateway.port().active == 0);
@@ -291,12 +302,11 @@ fn sees_what_we_see(gateway: &Gateway, seen: impl Fn() -> usize) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// In front of a server from outside, with short patience for what is only half a request.
+/// In front of a server from outside.
 fn outside(engine: Engine, app: &Outside) {
     let gateway = gate(engine, app.address())
         .set("limit", 4)
-        .set("abandon-timeout", "200ms")
-        .set("header-timeout", "5s")
+        .set("queued-half-close", "keep") // what waits when its client has no more to say is asked
         .start();
     let lines = |sign: char| app.lines().iter().filter(|line| line.starts_with(sign)).count();
     let sign = if app.name == "nginx" { '-' } else { '+' };
@@ -330,8 +340,7 @@ fn the_oracle_sees_what_we_see(engine: Engine) {
     let app = HttpOracle::start();
     let gateway = gate(engine, app.address)
         .set("limit", 4)
-        .set("abandon-timeout", "200ms")
-        .set("header-timeout", "5s")
+        .set("queued-half-close", "keep") // what waits when its client has no more to say is asked
         .start();
     sees_what_we_see(&gateway, || app.count());
     assert_settled(&gateway, app.address.port());
@@ -341,11 +350,7 @@ fn the_oracle_sees_what_we_see(engine: Engine) {
 /// hears nothing; the connection of somebody else is not affected.
 fn what_must_be_rejected_is(engine: Engine) {
     let app = HttpOracle::start();
-    let gateway = gate(engine, app.address)
-        .set("limit", 4)
-        .set("abandon-timeout", "200ms")
-        .set("header-timeout", "5s")
-        .start();
+    let gateway = gate(engine, app.address).set("limit", 4).start();
     let mut bystander = Http1::connect(gateway.address);
     let mut wrong = Vec::new();
     for (name, rule, bytes) in corpus() {
@@ -353,7 +358,7 @@ fn what_must_be_rejected_is(engine: Engine) {
             continue; // a chunk is met only when the head has passed
         }
         let before = app.count();
-        let (answers, closed) = ask(&gateway, &bytes);
+        let (answers, closed) = ask(&gateway, &bytes, Then::Waits);
         if answers != [400] || !closed || app.count() != before {
             wrong.push(format!(
                 "{name}: {answers:?}, closed: {closed}, {} passed",
@@ -370,11 +375,7 @@ fn what_must_be_rejected_is(engine: Engine) {
 /// HTTP/2 in, HTTP/1 out: fields and bodies that would end a message early make no second request.
 fn an_http2_request_smuggles_nothing(engine: Engine) {
     let app = HttpOracle::start();
-    let gateway = gate(engine, app.address)
-        .set("limit", 4)
-        .set("app-http2", "never")
-        .set("abandon-timeout", "200ms")
-        .start();
+    let gateway = gate(engine, app.address).set("limit", 4).set("app-http2", "never").start();
     let cases: [(&str, Vec<u8>, &str); 9] = [
         (
             "a length of 0 and a body",
@@ -423,10 +424,13 @@ fn an_http2_request_smuggles_nothing(engine: Engine) {
             bytes.extend(frames::frame(frames::DATA, frames::END_STREAM, 1, body.as_bytes()));
         }
         raw.send(&bytes).expect("writes");
-        raw.0.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
-        let _ = std::iter::from_fn(|| raw.read().ok()).find(|frame| {
-            frame.stream == 1 && (frame.kind == frames::RST_STREAM || frame.flags & 1 == 1)
+        // The end of the answer, of the stream or of the connection.
+        let end = std::iter::from_fn(|| raw.read().ok()).find(|frame| {
+            let ends = matches!(frame.kind, frames::HEADERS | frames::DATA) && frame.flags & 1 == 1;
+            let reset = frame.kind == frames::RST_STREAM;
+            frame.stream == 1 && (ends || reset) || frame.kind == frames::GOAWAY
         });
+        assert!(end.is_some(), "{name}: neither answered nor sent away");
         drop(raw);
         until("no slot is held", SOON, || gateway.port().active == 0);
         let seen = app.seen();

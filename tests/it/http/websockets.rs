@@ -63,6 +63,7 @@ fn tornados_own_tests(engine: Engine) {
 
 fn tornado_says(pairs: &[String]) -> Said<String> {
     let mut tests = outside::client("tornado_websocket_tests.py").expect("just had it");
+    tests.env("ASYNC_TEST_TIMEOUT", "60"); // seconds; 5 are its own
     let output = tests.args(pairs).output().expect("it runs");
     eprintln!("{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8(output.stdout).expect("UTF-8");

@@ -77,14 +77,15 @@ fn serve(listener: std::net::TcpListener, shared: &Arc<Shared>) {
                 accepted = listener.accept() => accepted.expect("it can accept").0,
                 () = shared.stop.notified() => return,
             };
-            let Some(pod) = shared.pick(turn) else { continue };
-            tokio::spawn(carry(client, pod));
+            tokio::spawn(carry(client, shared.clone(), turn));
         }
     });
 }
 
-/// What goes wrong shows at the client, who is closed.
-async fn carry(mut client: TcpStream, pod: SocketAddr) {
+/// What goes wrong shows at the client, who is closed. The pod is chosen only now: whoever had to wait for this
+/// task is not sent to one that was known long ago.
+async fn carry(mut client: TcpStream, shared: Arc<Shared>, turn: usize) {
+    let Some(pod) = shared.pick(turn) else { return };
     let Ok(mut server) = TcpStream::connect(pod).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;

@@ -33,7 +33,7 @@ fn nmap_finds_what_is_documented(case: Case) {
     let pod = start(case, &network);
     let gateway = pod.gateway();
     let mut nmap = Command::new("nmap");
-    nmap.args(["-Pn", "-n", "-sT", "-p-", "-T5", "--max-retries=2", "-oG", "-"]);
+    nmap.args(["-Pn", "-n", "-sT", "-p-", "-T5", "--max-retries=10", "-oG", "-"]);
     if pod.address().is_ipv6() {
         nmap.arg("-6");
     }
@@ -78,7 +78,8 @@ fn nothing_on_the_network_changes_anything(case: Case) {
         }
     });
     assert_eq!(state(), before);
-    assert!(pod.is_ready() && pod.process("tidegate").ended().is_none());
+    until("its probes are green", SOON, || pod.is_ready());
+    assert!(pod.process("tidegate").ended().is_none());
 }
 
 fn try_everything(gateway: &Gateway, to: SocketAddr) {

@@ -16,6 +16,7 @@ use super::kubelet::LivePod;
 use super::network::{Families, Network};
 use super::surroundings::ConfigMaps;
 use crate::http::client::{Http1, wrong_with};
+use crate::support::gateway::Gateway;
 use crate::support::{Engine, Over, SOON, run_beside, skip, until};
 
 #[test]
@@ -61,7 +62,7 @@ fn plays(level: &str) -> Option<k8s_openapi::api::core::v1::PodSpec> {
     assert_eq!((port.limit, port.mode.as_str()), (Some(LIMIT), "enforce"), "the ConfigMap's");
 
     let over = AtomicBool::new(false);
-    let (answered, refused) = network.client.enter(|| surge(to, &over));
+    let (answered, refused) = network.client.enter(|| surge(&gateway, to, &over));
     assert!(answered >= LIMIT && refused > 0, "{answered} answered, {refused} refused");
     let port = gateway.port_at(to.port());
     assert_eq!(port.peak_active, LIMIT, "full, and no more: {port:?}");
@@ -179,15 +180,21 @@ fn is_confined_as_described(live: &LivePod, container: &Container) {
     }
 }
 
-/// Five times as many clients as there is room for, for a second: how many were answered and refused.
-fn surge(to: SocketAddr, over: &AtomicBool) -> (u64, u64) {
+/// Five times as many clients as there is room for, for a second: how many were answered and refused. Each
+/// is known to speak HTTP before, and all ask at once at first.
+fn surge(gateway: &Gateway, to: SocketAddr, over: &AtomicBool) -> (u64, u64) {
+    let known = |_| {
+        let mut client = Http1::connect(to).patience(SOON);
+        assert_eq!(client.get("/healthz").status, 200);
+        client
+    };
+    let mut clients: Vec<_> = (0..LIMIT * 5).map(known).collect();
+    gateway.paused(|| clients.iter_mut().for_each(|client| client.ask("/", "")));
     std::thread::scope(|scope| {
         let over = Over(over);
-        let one = || {
+        let one = |mut client: Http1| {
             let (mut answered, mut refused) = (0, 0);
-            while !over.0.load(Ordering::Relaxed) {
-                let mut client = Http1::connect(to).patience(SOON);
-                client.ask("/", "Connection: close\r\n");
+            loop {
                 let answer = client.answer().expect("answered or refused, never lost");
                 if answer.status == 200 {
                     let inside = answer.header("x-inside").and_then(|value| value.parse().ok());
@@ -199,10 +206,14 @@ fn surge(to: SocketAddr, over: &AtomicBool) -> (u64, u64) {
                     refused += 1;
                     std::thread::sleep(Duration::from_millis(20)); // a client's own time
                 }
+                if over.0.load(Ordering::Relaxed) {
+                    return (answered, refused);
+                }
+                client.ask("/", "");
             }
-            (answered, refused)
         };
-        let clients: Vec<_> = (0..LIMIT * 5).map(|_| scope.spawn(one)).collect();
+        let clients = clients.into_iter().map(|client| scope.spawn(move || one(client)));
+        let clients: Vec<_> = clients.collect();
         std::thread::sleep(Duration::from_secs(1)); // the measurement
         over.0.store(true, Ordering::Relaxed);
         let sum = |(a, r): (u64, u64), (answered, refused)| (a + answered, r + refused);

@@ -74,8 +74,10 @@ fn green_at_fifty_times_the_load_and_red_when_it_dies(case: Case) {
     let red: Vec<_> = pod.changes().into_iter().filter(|change| !change.good).collect();
     let at_start = |kind| kind == Kind::Readiness; // before the application listens
     assert!(red.iter().all(|change| at_start(change.kind) && change.container == "app"), "{red:?}");
-    let last = pod.changes().into_iter().rfind(|change| change.kind == Kind::Readiness);
-    assert!(last.is_some_and(|change| change.good) && pod.is_ready(), "{:?}", pod.changes());
+    until("it is ready by the last word", SOON, || {
+        let last = pod.changes().into_iter().rfind(|change| change.kind == Kind::Readiness);
+        last.is_some_and(|change| change.good) && pod.is_ready()
+    });
     assert_eq!(pod.restarts("app"), 0);
     let port = gateway.port_at(case.port(APP));
     assert!(port.peak_active <= 2, "{port:?}");

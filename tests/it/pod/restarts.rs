@@ -12,7 +12,7 @@ use super::kubelet::LivePod;
 use super::network::Network;
 use super::probes::rewritten;
 use super::specs::{Case, Spec, cases};
-use crate::support::ledger::{End, closed_loop, exchange};
+use crate::support::ledger::{End, Ledger, closed_loop, exchange, overfill};
 use crate::support::{SOON, slack, until};
 
 cases!(every_port_serves_again);
@@ -31,7 +31,8 @@ fn every_port_serves_again(case: Case) {
     let mut alive = rewritten("liveness");
     alive["failureThreshold"] = 2.into(); // it takes a moment to start
     let spec = spec.with("livenessProbe", alive);
-    let spec = spec.set("protocol", "tcp").set("limit", 2).set("queue-length", 2).grace(10);
+    let spec = spec.set("protocol", "tcp").set("limit", 2).set("queue-length", 2);
+    let spec = spec.set("queue-timeout", "60s").grace(10);
     let pod = LivePod::start(&network, case.families, spec.pod(), &Default::default());
     pod.wait_ready();
     let gateway = pod.gateway();
@@ -59,9 +60,10 @@ fn every_port_serves_again(case: Case) {
         for (to, port) in to.into_iter().zip(PORTS) {
             let before = gateway.port_at(case.port(port));
             let one = |_, _| exchange(to, Duration::from_millis(10), SOON);
-            let ledger = network.client.enter(|| closed_loop(8, 80, one));
+            let load = || [overfill(&gateway, to, 2, 2), closed_loop(8, 80, one)];
+            let ledger: Ledger = network.client.enter(load).into_iter().sum();
             let (answered, refused) = (ledger.of(End::Answered), ledger.of(End::Refused));
-            assert_eq!(answered + refused, 80, "{ledger:?}");
+            assert_eq!(answered + refused, ledger.total(), "{ledger:?}");
             assert!(answered >= 4 && refused > 0, "{ledger:?}");
             let after = gateway.port_at(case.port(port));
             let counted = (after.admitted - before.admitted, after.refused("queue_full"));

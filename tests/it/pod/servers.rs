@@ -2,8 +2,9 @@
 //! without a word to them.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::net::SocketAddr;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,10 @@ use super::network::Network;
 use super::probes::rewritten;
 use super::specs::{Case, Spec, cases};
 use super::surroundings::ConfigMaps;
-use crate::http::client::Http1;
+use crate::http::client::{Http1, overfill};
+use crate::http::http2::{self, Http2};
 use crate::http::outside::{Counted, NO_VENV, client, succeed};
-use crate::support::collector::Sink;
+use crate::support::collector::{Sink, Span};
 use crate::support::gateway::Gateway;
 use crate::support::ledger::{End, Ledger};
 use crate::support::sockets::Watch;
@@ -36,7 +38,7 @@ struct Scene {
 
 /// 2 at once, 2 waiting, long.
 fn narrow(spec: Spec) -> Spec {
-    spec.set("limit", 2).set("queue-length", 2).set("queue-timeout", "10s")
+    spec.set("limit", 2).set("queue-length", 2).set("queue-timeout", "60s")
 }
 
 impl Scene {
@@ -71,7 +73,7 @@ impl Scene {
     /// Some were served and some were shed, never more than 2 at once; those who waited did; and all of it
     /// has come to the collector, from this pod.
     #[track_caller]
-    fn assert_gated(&self, ledger: &Ledger, peak: usize, span: &str) {
+    fn assert_gated(&self, ledger: &Ledger, peak: usize, names: &[&str]) {
         let (answered, refused) = (ledger.of(End::Answered), ledger.of(End::Refused));
         assert_eq!(answered + refused, ledger.total(), "{ledger:?}");
         assert!(answered >= 4 && refused > 0, "{ledger:?}");
@@ -81,15 +83,20 @@ impl Scene {
         let waited = self.gateway.metric("tidegate_admission_wait_seconds_count", "");
         assert!(waited >= 2.0, "{waited} waited");
         let spans = self.sink.wait_for("spans of those who were served", |spans| {
-            spans.iter().filter(|known| known.name == span && !known.failed).count()
+            spans.iter().filter(|known| is(known, names) && !known.failed).count()
                 >= answered as usize
         });
-        let first = spans.iter().find(|known| known.name == span).expect("just counted");
+        let first = spans.iter().find(|known| is(known, names)).expect("just counted");
         let pod = first.resource.get("k8s.pod.name");
         assert!(pod.is_some(), "it says where it is: {first:?}");
         let client = first.get("client.address").expect("who it was");
         assert!(client.ends_with(".10") || client.ends_with(":a"), "{first:?}");
     }
+}
+
+/// Whether it has one of the names.
+fn is(span: &Span, names: &[&str]) -> bool {
+    names.contains(&span.name.as_str())
 }
 
 const NGINX: &str = r#"
@@ -102,7 +109,12 @@ http {
     server {
         listen ADDRESS:8080;
         location / { return 200 "$remote_addr"; }
+        location /up { add_header X-Id $http_x_id; proxy_pass http://unix:/tmp/up.sock; }
         location /slow { root /config; limit_rate 20k; sendfile on; sendfile_max_chunk 2k; }
+    }
+    server {
+        listen unix:/tmp/up.sock;
+        location / { return 200 "up"; }
     }
 }
 "#;
@@ -119,6 +131,7 @@ fn nginx(case: Case) {
     let command = ["nginx", "-p", "/tmp", "-e", "stderr", "-c", "/config/nginx.conf"];
     let app = json!({ "name": "app", "image": "debian", "command": command });
     let spec = narrow(Spec::new(case, "shop", &[8080], app)).config_map("nginx", "/config");
+    let spec = spec.set("protocol", "http"); // a curl that is slow to ask is refused in its own words
     let scene = Scene::new(case, spec, 8080, &BTreeMap::from([("nginx".into(), files)]));
     let curl = |path: &str| {
         let mut curl = Command::new("curl");
@@ -129,13 +142,16 @@ fn nginx(case: Case) {
     let seen = scene.network.client.enter(|| curl("/"));
     assert_eq!(seen, format!("{}200", scene.pod.address()), "who the client is to nginx");
     let watch = scene.pod.inside(|| Watch::start(8080));
-    let mut ledger = scene.crowd(12, || match curl("/slow") {
+    // nginx asks the other server only when it has the whole body.
+    let full = scene.network.client.enter(|| overfill(&scene.gateway, scene.to, 2, 2));
+    let many = scene.crowd(12, || match curl("/slow") {
         said if said.len() == 4_003 && said.ends_with("200") => End::Answered,
         said if said.ends_with("503") => End::Refused,
         said => panic!("{said}"),
     });
-    ledger.enter(End::Answered); // the first of all
-    scene.assert_gated(&ledger, watch.peak(), "GET");
+    let first = [End::Answered].into_iter().collect();
+    let ledger = [first, full, many].into_iter().sum();
+    scene.assert_gated(&ledger, watch.peak(), &["GET", "POST"]);
 }
 
 /// Those on the machine are trusted and all others have to say a password: nobody from elsewhere passes
@@ -161,12 +177,15 @@ fn postgresql(case: Case) {
     let spec = narrow(Spec::new(case, "books", &[5432], command)).config_map("pg", "/config");
     let spec = spec.set_port("protocol", 5432, "tcp");
     let scene = Scene::new(case, spec, 5432, &BTreeMap::from([("pg".into(), files)]));
-    let psql = |password: &str, sql: &str| {
+    let with_password = |password: &str| {
         let mut psql = Command::new("psql");
         psql.args(["-h", &scene.to.ip().to_string(), "-p", &scene.to.port().to_string()]);
-        psql.args(["-w", "-U", "postgres", "-Atqc", sql, "postgres"]);
+        psql.args(["-w", "-U", "postgres", "-Atq", "postgres"]);
         psql.env("PGPASSWORD", password).env("PGGSSENCMODE", "disable").env("PGSSLMODE", "disable");
-        let output = psql.output().expect("psql runs");
+        psql
+    };
+    let psql = |password: &str, sql: &str| {
+        let output = with_password(password).args(["-c", sql]).output().expect("psql runs");
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).trim().to_owned()
     };
     let ask = |password: &str, sql: &str| scene.network.client.enter(|| psql(password, sql));
@@ -178,13 +197,35 @@ fn postgresql(case: Case) {
     assert!(said.contains("password authentication failed"), "let in as if it were local: {said}");
     let watch = scene.pod.inside(|| Watch::start(5432));
     let sql = "select pg_sleep(0.2), 'served'";
-    let mut ledger = scene.crowd(10, || match psql("secret", sql) {
+    let one = || match psql("secret", sql) {
         said if said.ends_with("served") => End::Answered,
         said if said.contains("closed the connection unexpectedly") => End::Refused,
         said => panic!("{said}"),
-    });
+    };
+    // Each connects, and then reads what to ask.
+    let mut held: Vec<Child> = Vec::new();
+    for full in [(2, 0), (2, 2)] {
+        for _ in 0..2 {
+            let mut psql = with_password("secret");
+            psql.stdin(Stdio::piped()).stdout(Stdio::piped());
+            held.push(scene.network.client.enter(|| psql.spawn().expect("psql runs")));
+        }
+        until("they are in, or wait", SOON, || {
+            let port = scene.gateway.port_at(scene.to.port());
+            (port.active, port.queued) == full
+        });
+    }
+    let mut ledger = scene.crowd(2, one);
+    assert_eq!(ledger.of(End::Refused), 2, "there is no room");
+    for mut psql in held {
+        let told = psql.stdin.take().expect("a pipe").write_all(b"select 'served';\n");
+        told.expect("it reads");
+        assert_eq!(psql.wait_with_output().expect("it ends").stdout, b"served\n");
+        ledger.enter(End::Answered);
+    }
     (0..before + 2).for_each(|_| ledger.enter(End::Answered));
-    scene.assert_gated(&ledger, watch.peak(), "tidegate.connection");
+    let ledger = [ledger, scene.crowd(10, one)].into_iter().sum();
+    scene.assert_gated(&ledger, watch.peak(), &["tidegate.connection"]);
 }
 
 /// Calls of all kinds, many of them cancelled; the handlers that run at once, by the application's books.
@@ -207,6 +248,7 @@ fn grpcio(case: Case) {
     let face = SocketAddr::new(scene.to.ip(), 15821);
     let sick = scene.network.node.enter(|| Http1::connect(face).get("/app-probe/app/liveness"));
     assert_eq!(sick.status, 503, "{sick:?}");
+    scene.network.client.enter(|| http2::block_on(calls_overfill(&scene)));
     let (count, seed) = (scale(60, 2_000).to_string(), (Rng::announced() % 1_000).to_string());
     let said = scene
         .network
@@ -217,9 +259,40 @@ fn grpcio(case: Case) {
     let peak = counted().peak;
     assert!((1..=2).contains(&peak), "{peak} handlers at once");
     let port = scene.gateway.port_at(scene.to.port());
-    assert!(port.refused("queue_full") > 0 && said.contains("UNAVAILABLE="), "{said} {port:?}");
+    assert!(port.refused("queue_full") > 0, "{said} {port:?}");
     assert!(port.admitted as usize >= counted().begun, "{port:?}");
     scene.sink.wait_for("a span of a call", |spans| {
         spans.iter().any(|span| span.get("rpc.method").is_some())
     });
+}
+
+/// Two calls are held, two wait, the next one is refused; then the four are ended, and answered.
+async fn calls_overfill(scene: &Scene) {
+    let grpc = [("content-type", "application/grpc"), ("te", "trailers")];
+    let mut client = Http2::connect(scene.to).await;
+    let mut held = Vec::new();
+    for full in [(2, 0), (2, 2)] {
+        for _ in 0..2 {
+            held.push(
+                client.open("POST", "/test.Calls/Bidi", &grpc, false).await.expect("a stream"),
+            );
+        }
+        http2::until("they are in, or wait", SOON, || {
+            let port = scene.gateway.port_at(scene.to.port());
+            (port.active, port.queued) == full
+        })
+        .await;
+    }
+    let (next, _) = client.open("POST", "/test.Calls/Bidi", &grpc, true).await.expect("a stream");
+    let refusal = http2::answer(next).await.expect("a refusal");
+    assert_eq!(refusal.header("grpc-status"), Some("14"), "UNAVAILABLE: {refusal:?}");
+    for (_, send) in &mut held {
+        send.send_data(Vec::new().into(), true).expect("it is open");
+    }
+    for (response, _) in held {
+        let answer = http2::answer(response).await.expect("an answer");
+        let status = answer.trailers.iter().find(|(name, _)| name == "grpc-status");
+        let status = status.map(|(_, value)| value.as_str()).or(answer.header("grpc-status"));
+        assert_eq!(status, Some("0"), "{answer:?}");
+    }
 }

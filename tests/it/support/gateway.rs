@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::control::{self, Reply};
 use super::seccomp::Denied;
-use super::{Engine, SOON, Stopwatch, process, slack};
+use super::{Engine, SOON, Stopwatch, process, slack, until};
 
 /// What is set before the start.
 pub(crate) struct Setup {
@@ -53,7 +53,7 @@ struct Footprint {
 }
 
 impl Setup {
-    /// In front of `app` (`host:port` or `unix:/path`), for TCP, without a drain delay.
+    /// In front of `app` (`host:port` or `unix:/path`), for TCP, without a drain delay, and with patience.
     pub(crate) fn new(engine: Engine, app: impl ToString) -> Self {
         Self::without_port(engine).port(app)
     }
@@ -70,6 +70,9 @@ impl Setup {
         };
         let local = ["admin", "probe", "metrics"];
         let setup = local.iter().fold(setup, |setup, face| setup.set(face, "127.0.0.1:0"));
+        // Whoever waits does so until he is let in, however slow the machine is: a test that is about a
+        // shorter time says it.
+        let setup = setup.set("queue-timeout", "60s").set("connect-timeout", "60s");
         setup.set("drain-delay", "0s").set("protocol", "tcp")
     }
 
@@ -164,6 +167,8 @@ impl Setup {
     #[track_caller]
     pub(crate) fn try_start(self) -> Result<Gateway, (ExitStatus, String)> {
         let engine = self.engine;
+        let listeners =
+            self.flags.iter().filter(|flag| flag.starts_with("--listen=")).count() as u64;
         let mut gateway = self.launch();
         let start = Stopwatch::start();
         let status = loop {
@@ -180,7 +185,7 @@ impl Setup {
         if engine != "auto" {
             assert_eq!(status.engine.name, engine, "it said: {}", status.engine.reason);
         }
-        gateway.take_bearings(&status);
+        gateway.take_bearings(&status, listeners);
         Ok(gateway)
     }
 
@@ -227,7 +232,7 @@ impl Gateway {
     pub(crate) fn adopt(pid: u32, control: PathBuf, log: PathBuf) -> Self {
         let mut gateway = Self::at(pid, control, log);
         let status = gateway.status();
-        gateway.take_bearings(&status);
+        gateway.take_bearings(&status, 1);
         gateway
     }
 
@@ -245,14 +250,14 @@ impl Gateway {
 
     /// Where it listens, and what it has open before anybody came.
     #[track_caller]
-    fn take_bearings(&mut self, status: &Status) {
+    fn take_bearings(&mut self, status: &Status, listeners: u64) {
         let listens = status.ports.iter().map(|port| {
             let listen = port.listen.parse::<SocketAddr>();
             listen.expect("the status names the real address")
         });
         self.listens = listens.collect();
         self.address = self.listens[0];
-        self.baseline = self.settled_footprint();
+        self.baseline = self.settled_footprint(status.workers * listeners);
     }
 
     fn exit_status(&mut self) -> Option<ExitStatus> {
@@ -316,6 +321,11 @@ impl Gateway {
     pub(crate) fn drain(&self) -> Draining {
         let reply = self.call("POST", "/drain", "");
         assert!(reply.code < 300, "drain: {} {}", reply.code, reply.body);
+        self.await_drain()
+    }
+
+    /// Waits for the report of a drain that somebody else begins.
+    pub(crate) fn await_drain(&self) -> Draining {
         let control = self.control();
         let patience = Duration::from_secs(60);
         let wait = move || control::call(&control, "GET", "/drain/wait", "", patience);
@@ -351,6 +361,23 @@ impl Gateway {
         process::signal(self.pid, signal);
     }
 
+    /// Stands still (SIGSTOP) while `meanwhile` runs. Whoever connects then is in the backlog with all that
+    /// he has written, so that to the gateway all come at once, and no word comes later than its connection.
+    #[track_caller]
+    pub(crate) fn paused<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
+        /// Goes on when dropped.
+        struct Standing<'a>(&'a Gateway);
+        impl Drop for Standing<'_> {
+            fn drop(&mut self) {
+                self.0.signal(Signal::CONT);
+            }
+        }
+        self.signal(Signal::STOP);
+        let _standing = Standing(self);
+        until("every thread of it stands", SOON, || process::stands(self.pid));
+        meanwhile()
+    }
+
     /// Waits until it has ended by itself.
     #[track_caller]
     pub(crate) fn wait_exit(&mut self, bound: Duration) -> ExitStatus {
@@ -364,7 +391,7 @@ impl Gateway {
         }
     }
 
-    /// SIGTERM, and a clean exit within `bound`; answers how long it took, in own time.
+    /// SIGTERM, and a clean exit within `bound`; answers how long it took, in own time, for bounds from above.
     #[track_caller]
     pub(crate) fn terminate(&mut self, bound: Duration) -> Duration {
         let start = Stopwatch::start();
@@ -418,7 +445,7 @@ impl Gateway {
     }
 
     /// The footprint once the start, and our own question, have left no trace: the same for 50 ms.
-    fn settled_footprint(&self) -> Footprint {
+    fn settled_footprint(&self, accepts: u64) -> Footprint {
         let status = self.status();
         let mut last = self.footprint(&status);
         let mut same = 0;
@@ -428,7 +455,10 @@ impl Gateway {
             same = if look == last { same + 1 } else { 0 };
             last = look;
         }
-        // Only now the workers certainly have their standing operations (the accept) in the ring.
+        if status.engine.name == "uring" {
+            until("every worker accepts", SOON, || self.status().ring_ops >= accepts);
+        }
+        // Only now the workers certainly have their standing operations in the ring.
         last.ring_ops = last.ring_ops.max(self.status().ring_ops);
         last
     }
@@ -460,6 +490,7 @@ pub(crate) struct Status {
     pub(crate) probe: SocketAddr,
     pub(crate) ports: Vec<Port>,
     pub(crate) connections: u64,
+    workers: u64,
     pub(crate) pools: Pools,
     #[serde(default)]
     pub(crate) ring_ops: u64,

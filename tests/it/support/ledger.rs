@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::SOON;
+use super::gateway::Gateway;
+use super::{SOON, until};
 
 /// How a connection ended, seen by its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -187,6 +188,34 @@ pub(crate) fn closed_loop(
         let joined = threads.into_iter().map(|thread| thread.join());
         joined.map(|ledger| ledger.expect("a client panicked")).sum()
     })
+}
+
+/// Fills a gate for connections in front of `Script::Work`: `limit` say nothing and are let in, then `queue`
+/// say nothing and wait. Whoever comes now is refused; once he is, the others ask, and are answered.
+#[track_caller]
+pub(crate) fn overfill(gateway: &Gateway, to: SocketAddr, limit: u64, queue: u64) -> Ledger {
+    let port = || gateway.port_at(to.port());
+    let mut holders = Vec::new();
+    for (count, what) in [(limit, "the limit is taken"), (queue, "the queue is full")] {
+        let more = || Client::connect(to).expect("the gateway listens");
+        holders.extend(std::iter::repeat_with(more).take(count as usize));
+        let here = holders.len() as u64;
+        until(what, SOON, || (port().active, port().queued) == (limit, here - limit));
+    }
+    let mut ledger = Ledger::default();
+    for _ in 0..4 {
+        let end = exchange(to, Duration::ZERO, SOON);
+        assert_eq!(end, End::Refused, "there is no room: {:?}", port());
+        ledger.enter(end);
+    }
+    for client in &mut holders {
+        client.ask(Duration::from_millis(10)); // some work, for the histograms
+    }
+    for client in &mut holders {
+        assert_eq!(client.end(), End::Answered, "{:?}", port());
+        ledger.enter(End::Answered);
+    }
+    ledger
 }
 
 /// Reads every client to its end, all at once, while `meanwhile` goes on.

@@ -25,7 +25,7 @@ pub(crate) mod secured;
 pub(crate) mod server;
 pub(crate) mod sockets;
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 /// The two ways to move bytes; every promise holds on both (P7).
@@ -79,8 +79,13 @@ pub(crate) fn run(engine: Engine, scenario: fn(Engine)) {
 
 /// Beside others like it: it asserts what comes, not how soon, and waits for much of its time.
 pub(crate) fn run_beside(engine: Engine, scenario: fn(Engine)) {
-    let _turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn_beside();
     play(engine, scenario);
+}
+
+/// While it lives nobody is alone.
+pub(crate) fn turn_beside() -> RwLockReadGuard<'static, ()> {
+    TURN.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn play(engine: Engine, scenario: fn(Engine)) {
@@ -119,7 +124,7 @@ pub(crate) const fn tail(samples: usize) -> f64 {
 }
 
 /// Waits until `condition` holds; fails the test, naming `what`, when it does not within `bound` of own time.
-/// Answers how much of that it took.
+/// Answers how much of that it took: to be held against bounds from above. "Not before" is about the clock.
 #[track_caller]
 pub(crate) fn until(what: &str, bound: Duration, mut condition: impl FnMut() -> bool) -> Duration {
     let start = Stopwatch::start();

@@ -229,11 +229,10 @@ struct Conversation {
 impl Conversation {
     async fn hold(self, script: Script) {
         let end = self.play(script).await;
+        self.note(|arrival| arrival.end = Some(end.map_err(|error| error.kind())));
         let mut held = self.held.borrow_mut();
         held.remove(&self.number); // counted out first, closed after
         self.books.count.store(held.len(), Ordering::SeqCst);
-        drop(held);
-        self.note(|arrival| arrival.end = Some(end.map_err(|error| error.kind())));
     }
 
     async fn play(&self, script: Script) -> io::Result<()> {

@@ -33,21 +33,40 @@ pub(crate) fn open_at_either(port: u16) -> HashSet<Cookie> {
 }
 
 fn open_in(family: i32, port: u16) -> HashSet<Cookie> {
+    let mut open = HashSet::new();
+    each(family, port, |message| open.extend(open_socket(message)));
+    open
+}
+
+/// How many bytes have come on the connection from IPv4 port `peer` that the owner of `port` has not read;
+/// `None` when it is closed.
+pub(crate) fn unread(port: u16, peer: u16) -> Option<u32> {
+    let mut unread = None;
+    each(libc::AF_INET, port, |message| {
+        let is_it = message.get(6..8) == Some(&peer.to_be_bytes()[..])
+            && message.get(1) == Some(&ESTABLISHED);
+        let bytes = message.get(56..60).and_then(|bytes| bytes.try_into().ok());
+        unread = bytes.filter(|_| is_it).map(u32::from_ne_bytes).or(unread);
+    });
+    unread
+}
+
+/// Every socket of that kind whose local port it is.
+fn each(family: i32, port: u16, mut take: impl FnMut(&[u8])) {
     let netlink = Domain::from(libc::AF_NETLINK);
     let diag = Protocol::from(libc::NETLINK_SOCK_DIAG);
     let socket =
         Socket::new(netlink, Type::DGRAM, Some(diag)).expect("sock_diag is in every kernel");
     socket.send(&question(family, port)).expect("the kernel takes the question");
     let mut answer = vec![0; 65_536];
-    let mut open = HashSet::new();
     loop {
         let length = (&socket).read(&mut answer).expect("the kernel answers");
         let mut rest = &answer[..length];
         while let Some(message) = Message::next(&mut rest) {
             match message.kind {
                 NLMSG_ERROR => panic!("sock_diag: error {:?}", &message.body[..4]),
-                NLMSG_DONE => return open,
-                _ => open.extend(open_socket(message.body)),
+                NLMSG_DONE => return,
+                _ => take(message.body),
             }
         }
     }
@@ -93,7 +112,8 @@ impl<'a> Message<'a> {
     }
 }
 
-/// `struct inet_diag_msg`: the state at 1, the cookie at 44, the inode at 68.
+/// `struct inet_diag_msg`: the state at 1, the peer's port at 6, the cookie at 44, what is unread at 56, the
+/// inode at 68.
 fn open_socket(message: &[u8]) -> Option<Cookie> {
     let state = *message.get(1)?;
     let cookie = u64::from_ne_bytes(message.get(44..52)?.try_into().ok()?);
