@@ -12,6 +12,7 @@ help: ## this list
 
 check: ## format, lints, layers, documents, chart, dependencies
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path tests/loom/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- --deny warnings
 	@$(MAKE) --no-print-directory chart
 	$(CARGO) test --locked --quiet --test layers --test documents --test chart
@@ -41,7 +42,7 @@ test: ## every promise, in short
 	$(PYTHON) -m unittest discover -s bench -p 'test_*.py'
 	$(CARGO) test --locked --quiet --manifest-path bench/churn/Cargo.toml
 	RUSTFLAGS="--cfg tidegate_loom" \
-	  $(CARGO) test --locked --profile loom --target-dir $(TARGET)/loom --test gate_loom
+	  $(CARGO) test --locked --release --manifest-path tests/loom/Cargo.toml --target-dir $(TARGET)/loom
 	$(CARGO) test --locked --bench gate
 	$(CARGO) test --locked --no-fail-fast
 

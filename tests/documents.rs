@@ -43,7 +43,8 @@ fn holds_table(begin: &str, end: &str, table: &str) {
 }
 
 /// Promises name the tests that prove them: `strict::a_storm_under_a_changing_limit` is that function
-/// in tests/it/strict.rs, tests/it/http/strict.rs, tests/strict.rs, src/strict.rs or src/strict/mod.rs.
+/// in tests/it/strict.rs, tests/it/http/strict.rs, tests/strict.rs, tests/loom/strict.rs, src/strict.rs or
+/// src/strict/mod.rs.
 #[test]
 fn every_test_that_is_named_exists() {
     let mut missing = BTreeSet::new();
@@ -63,6 +64,7 @@ fn every_test_that_is_named_exists() {
                 format!("tests/it/{module}.rs"),
                 format!("tests/it/http/{module}.rs"),
                 format!("tests/{module}.rs"),
+                format!("tests/loom/{module}.rs"),
                 format!("src/{module}.rs"),
                 format!("src/{module}/mod.rs"),
             ];

@@ -1,4 +1,3 @@
-#![cfg(not(tidegate_loom))]
 //! The gate against a model too simple to be wrong: whatever happens, in whatever order, both give the
 //! same answers and show the same numbers, and nobody is left asleep. Then the gate alone, among real
 //! threads.

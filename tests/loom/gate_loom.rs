@@ -1,7 +1,6 @@
-#![cfg(tidegate_loom)]
 //! The gate under loom, which runs every interleaving of a few threads (up to a number of preemptions):
 //!
-//! `RUSTFLAGS="--cfg tidegate_loom" cargo test --release --test gate_loom`
+//! `RUSTFLAGS="--cfg tidegate_loom" cargo test --release --manifest-path tests/loom/Cargo.toml`
 //!
 //! The first eight scenarios are those of tokio's semaphore (tokio/src/sync/tests/loom_semaphore_batch.rs,
 //! "batch" becoming a limit above one, since a permit here is always one slot). Each asserts that the
