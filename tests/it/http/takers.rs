@@ -16,6 +16,7 @@ use super::oracle::HttpOracle;
 use super::{assert_settled, gate, queued};
 
 engines!(
+    beside:
     the_tail_of_an_answer_outlives_the_farewell,
     half_a_head_is_heard_out_when_it_closes,
     a_stream_that_is_not_taken_costs_the_others_nothing,
@@ -146,7 +147,7 @@ fn a_stream_that_is_taken_slowly_goes_on(engine: Engine) {
     const LENGTH: usize = 8_000;
     let app = HttpOracle::start();
     let gateway =
-        gate(engine, app.address).set("limit", 1).set("write-stall-timeout", "1s").start();
+        gate(engine, app.address).set("limit", 1).set("write-stall-timeout", "3s").start();
     let mut raw = taking(gateway.address, 200);
     get(&mut raw, 1, &format!("/down?n={LENGTH}"));
     let (mut taken, mut ended) = (0, false);
@@ -284,12 +285,12 @@ fn a_conversation_may_pause(engine: Engine) {
         let gateway = gate(engine, app.address)
             .set("limit", 2)
             .set("app-http2", app_http2)
-            .set("body-timeout", "500ms")
+            .set("body-timeout", "2s")
             .start();
         http2::block_on(async {
             let mut client = Http2::connect(gateway.address).await;
             let grpc = [("content-type", "application/grpc"), ("te", "trailers")];
-            let pause = || tokio::time::sleep(Duration::from_millis(400)); // five times: longer in all
+            let pause = || tokio::time::sleep(Duration::from_millis(600)); // five times: longer in all
             for (path, headers, echoes) in [("/echo", &[][..], true), ("/up", &grpc[..], false)] {
                 let opened = client.open("POST", path, headers, false).await;
                 let (response, mut send) = opened.expect("a stream");
@@ -326,7 +327,7 @@ fn an_upload_that_breaks_off_holds_its_slot_a_little(engine: Engine) {
         .start();
     for count in 1..=4 {
         let mut client = Http1::connect(gateway.address);
-        client.begin("POST", "/work?ms=300", "Content-Length: 100\r\n");
+        client.begin("POST", "/work?ms=50", "Content-Length: 100\r\n");
         client.send("x");
         until("it is in", SOON, || app.count() == 2 * count - 1);
         let mut next = Http1::asking(gateway.address, "/work?ms=0");
