@@ -34,7 +34,7 @@ pub enum UploadError {
     Slow,
     /// Nobody waits for the answer any more: the stream is to be reset.
     #[error("the client has left")]
-    GivenUp,
+    GivenUp(#[source] h2::Error),
 }
 
 /// A request's body.
@@ -140,7 +140,8 @@ impl Body for Upload {
     ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         let this = &mut *self;
         if this.lease.as_ref().is_some_and(|lease| lease.is_given_up(cx)) {
-            return Poll::Ready(Some(Err(UploadError::GivenUp)));
+            let reset = h2::Reason::CANCEL.into();
+            return Poll::Ready(Some(Err(UploadError::GivenUp(reset))));
         }
         let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
             ready!(this.poll_slow(cx));

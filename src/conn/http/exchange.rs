@@ -297,11 +297,6 @@ impl Lease {
         self.answer.set(Answering::Going);
     }
 
-    /// Whether the answer's head has come.
-    pub fn has_answered(&self) -> bool {
-        self.answer.get() != Answering::Awaited
-    }
-
     /// Whether the answer is on its way.
     pub fn is_answering(&self) -> bool {
         self.answer.get() == Answering::Going

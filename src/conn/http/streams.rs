@@ -239,44 +239,24 @@ impl<E: Engine> Upstream<E> {
     ) {
         let Some(slot) = lease.take() else { return };
         let config = self.port.config();
-        if !lease.is_request_whole() {
-            self.break_off(&lease, answer).await;
-            return self.settle(slot).await;
-        }
-        let rest = read_on(answer);
+        let whole = lease.is_request_whole();
+        // Told that nobody waits any more, hyper resets the stream as soon as it asks for more of the request. It
+        // does not ask while the application takes none of what it has; and that may be because nobody reads what
+        // it says.
+        let reset = std::future::poll_fn(|cx| match whole {
+            true => Poll::Pending,
+            false => lease.poll_request_over(cx),
+        });
         tokio::select! {
-            () = rest => {}
+            biased;
+            () = reset => return self.settle(slot).await,
+            () = read_on(answer) => {}
             () = self.engine.sleep_until(Instant::now() + config.abandon_timeout) => {
                 slot.will_be(Outcome::Abandoned);
             }
             () = self.port.shared.cut.raised() => slot.will_be(Outcome::Cut),
         }
         drop(slot);
-    }
-
-    /// Have a stream reset whose request is not whole. Before the answer's head that is done by dropping it;
-    /// later hyper does it when it asks for more of the request. It does not while the application takes none of
-    /// what it has: then the stream cannot be reset, and its slot stays with it, as the application may go on.
-    async fn break_off(&self, lease: &Lease, answer: impl Future<Output = Option<Incoming>>) {
-        let over = std::future::poll_fn(|cx| lease.poll_request_over(cx));
-        if !lease.has_answered() {
-            drop(answer);
-            return tokio::select! {
-                () = over => {}
-                () = self.port.shared.cut.raised() => {}
-            };
-        }
-        let read_on = async {
-            // What it says is no reason to wait: it may be what keeps it from reading.
-            read_on(answer).await;
-            std::future::pending().await
-        };
-        tokio::select! {
-            biased;
-            () = over => {}
-            () = self.port.shared.cut.raised() => {}
-            () = read_on => {}
-        }
     }
 
     /// Hold the slot of a stream that we have reset.

@@ -22,6 +22,7 @@ engines!(
     a_stream_that_is_not_taken_costs_the_others_nothing,
     a_stream_that_is_taken_slowly_goes_on,
     a_stream_whose_upload_is_open_is_reset_on_both_sides,
+    a_conversation_that_is_stuck_both_ways_ends_with_its_client,
     small_answers_that_nobody_takes_are_given_up,
     an_application_full_of_streams_gets_another_connection,
     streams_that_were_cancelled_leave_no_connection,
@@ -194,6 +195,31 @@ fn a_stream_whose_upload_is_open_is_reset_on_both_sides(engine: Engine) {
     }
     assert_eq!(app.peak(), 1);
     assert_eq!(gateway.port().outcome("client_stalled"), 2);
+}
+
+/// P1, P11: an application that does not read because nobody takes what it says: when its client leaves, what
+/// it says is read, so that it reads, so that its stream can be reset.
+fn a_conversation_that_is_stuck_both_ways_ends_with_its_client(engine: Engine) {
+    let app = HttpOracle::start();
+    let gateway = gate(engine, app.address).set("limit", 1).set("app-http2", "always").start();
+    http2::block_on(async {
+        let mut client = Http2::connect(gateway.address).await;
+        for _ in 0..2 {
+            let opened = client.open("POST", "/echo", &[], false).await;
+            let (response, mut send) = opened.expect("a stream");
+            let much = vec![b'x'; 16 << 20];
+            let upload = http2::upload(&mut send, &much);
+            let stuck = tokio::time::timeout(Duration::from_secs(1), upload).await;
+            assert!(stuck.is_err(), "nobody takes so much: {stuck:?}");
+            send.send_reset(h2::Reason::CANCEL);
+            drop(response);
+            http2::until("the slot is free", SOON, || gateway.port().active == 0).await;
+        }
+    });
+    assert_eq!((app.peak(), app.connections()), (1, 1));
+    until("the application has heard of it", SOON, || {
+        app.seen().iter().all(|seen| seen.end.is_some())
+    });
 }
 
 /// P10, A6: an answer that has been read whole, and that nobody takes, is not kept for ever: not where it waits
