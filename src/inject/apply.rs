@@ -9,7 +9,7 @@ use super::operator::Sidecar;
 use super::original::{Bare, Before, Original, Replaced, list_mut};
 use super::plan::{Mode, Plan, default_container};
 use super::rewrite::{self, PROBES, PreStop};
-use super::seen::Seen;
+use super::seen::{Seen, is_of_mesh};
 use super::{DEFAULT_CONTAINER, INJECTED_VERSION, ORIGINAL, STATUS};
 
 /// The drain's delay where nobody sets it.
@@ -97,11 +97,12 @@ fn rewrite_applications(
 ) -> (Vec<String>, Option<u64>) {
     let mut own_hooks = Vec::new();
     let mut longest = None;
-    for container in list_mut(pod, "containers").into_iter().flatten() {
-        let name = container.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let Some(application) = seen.applications().find(|seen| seen.name == name) else {
+    let containers = list_mut(pod, "containers").into_iter().flatten();
+    for (container, application) in containers.zip(&seen.spec.containers) {
+        if is_of_mesh(&application.name) {
             continue;
-        };
+        }
+        let name = application.name.clone();
         let mut replaced = Replaced::default();
         for (member, kind) in PROBES {
             let kept = bare.kept.get(&name).and_then(|kept| kept.probes.get(member));
@@ -111,7 +112,8 @@ fn rewrite_applications(
                 rewrite::probe(container, &name, member, kind, &mut replaced);
             }
         }
-        match rewrite::pre_stop(container, application, &mut replaced) {
+        let kept = bare.kept.get(&name).and_then(|kept| kept.pre_stop.as_ref());
+        match rewrite::pre_stop(container, application, kept, &mut replaced) {
             PreStop::Waits { slept } => longest = longest.max(Some(slept)),
             PreStop::Own => own_hooks.push(name.clone()),
         }

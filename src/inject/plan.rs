@@ -125,6 +125,9 @@ pub(super) fn decide<'a>(
         Err(why) => return Verdict::Refuse(why),
     };
     let app_probes = app_probes(seen, kept, &ports);
+    if mode == Mode::Redirect {
+        hooks(seen, &ports, &mut warnings);
+    }
     let mut workload = workload::of(&seen.meta);
     if let Some(name) = &context.workload {
         workload.name.clone_from(name);
@@ -227,6 +230,24 @@ fn udp(seen: &Seen, warnings: &mut Vec<String>) {
                 "the container {name} has {}: only TCP is gated, so HTTP/3 and the like pass beside the gateway",
                 udp.join(", ")
             ));
+        }
+    }
+}
+
+/// Hooks that the kubelet calls at a port where it is captured like everybody else.
+fn hooks(seen: &Seen, ports: &Ports, warnings: &mut Vec<String>) {
+    for container in seen.applications() {
+        let Some(lifecycle) = &container.lifecycle else { continue };
+        for (kind, hook) in [("preStop", &lifecycle.pre_stop), ("postStart", &lifecycle.post_start)]
+        {
+            let port = hook.as_ref().and_then(|hook| rewrite::called(hook, container, ports));
+            if let Some(port) = port {
+                warnings.push(format!(
+                    "the {kind} hook of {} calls port {port}, where it comes to the gate: when that is full it waits or is \
+                     refused, as clients are; call a port that is not gated, or `exec` something",
+                    container.name
+                ));
+            }
         }
     }
 }

@@ -87,14 +87,22 @@ pub(super) fn probe(
     probe.insert("httpGet".into(), question);
 }
 
-/// Have the container's end wait for the drain, unless it has a hook that does something.
+/// Have the container's end wait for the drain, unless it has a hook that does something. `kept`: what was there
+/// before ours, which somebody has changed since.
 pub(super) fn pre_stop(
     container: &mut Value,
     seen: &Container,
+    kept: Option<&Hook>,
     replaced: &mut Replaced,
 ) -> PreStop {
     let hook = seen.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
-    let Some(slept) = hook.map_or(Some(0), sleeps) else { return PreStop::Own };
+    let Some(slept) = hook.map_or(Some(0), sleeps) else {
+        replaced.pre_stop = kept.cloned();
+        return match kept {
+            Some(kept) if hook.is_some_and(leads_to_ours) => PreStop::Waits { slept: kept.slept() },
+            _ => PreStop::Own,
+        };
+    };
     let lifecycle = Before::of(container, "lifecycle");
     if lifecycle != Before::There {
         container["lifecycle"] = json!({});
@@ -104,6 +112,28 @@ pub(super) fn pre_stop(
     let was = members.insert("preStop".into(), wait);
     replaced.pre_stop = Some(Hook { was: was.filter(|was| !was.is_null()), lifecycle });
     PreStop::Waits { slept }
+}
+
+/// What a mesh makes of a hook: its agent is called, and calls what was there.
+fn leads_to_ours(hook: &LifecycleHandler) -> bool {
+    let path = hook.http_get.as_ref().and_then(|get| get.path.as_deref());
+    path.is_some_and(|path| path.starts_with("/app-lifecycle/")) // Istio's
+}
+
+impl Hook {
+    /// How long it slept that was there before ours.
+    fn slept(&self) -> u64 {
+        let was = self.was.clone().and_then(|was| serde_json::from_value(was).ok());
+        was.and_then(|was: LifecycleHandler| sleeps(&was)).unwrap_or_default()
+    }
+}
+
+/// The gated port that a hook of the application calls.
+pub(super) fn called(hook: &LifecycleHandler, container: &Container, ports: &Ports) -> Option<u16> {
+    let get = hook.http_get.as_ref()?;
+    // A host of its own is somewhere else.
+    let here = get.host.as_deref().unwrap_or("").is_empty();
+    number(&get.port, container).filter(|port| here && ports.contains(*port))
 }
 
 /// Give ports other names, and follow them wherever the container speaks of them by name.

@@ -61,6 +61,54 @@ fn a_mesh_that_rewrites_our_probe_keeps_its_way_and_we_ours() {
 }
 
 #[test]
+fn a_mesh_that_rewrites_our_hook_keeps_its_way_and_the_application_waits_all_the_same() {
+    let hook = "/spec/containers/0/lifecycle/preStop";
+    let sleep = json!({"sleep": {"seconds": 12}});
+    for (before, delay) in
+        [(listen(), None), (with(listen(), hook, sleep), Some("--drain-delay=12s"))]
+    {
+        let mut first = inject(&before).pod;
+        let theirs = json!({"httpGet": {"path": "/app-lifecycle/app/prestopz", "port": 15020}});
+        first = with(first, hook, theirs.clone());
+        first["spec"]["containers"]
+            .as_array_mut()
+            .expect("a list")
+            .push(json!({"name": "istio-proxy"}));
+        match review(&first, &Context::default(), &Operator::default()) {
+            Outcome::Unchanged { .. } => {}
+            other => panic!("{other:?}"),
+        }
+        first["metadata"]["annotations"]["tidegate.dev/limit"] = json!("5");
+        let mut second = inject(&first);
+        assert_eq!(second.at(hook), &theirs);
+        assert_eq!(second.status()["drain"], "full");
+        assert_eq!(second.env("TIDEGATE_DRAIN_PARTIAL"), None);
+        let said = second.args().into_iter().find(|arg| arg.starts_with("--drain-delay"));
+        assert_eq!(said, delay);
+        // Without the mesh it all comes back.
+        let ours = json!({"httpGet": {"path": "/drain/wait", "port": 15821, "scheme": "HTTP"}});
+        second.pod = with(second.pod, hook, ours);
+        let Outcome::Patched { patch, .. } = remove(&second.pod) else { panic!("not removed") };
+        json_patch::patch(&mut second.pod, &patch).expect("a patch that applies");
+        assert_eq!(second.pod.pointer("/spec/containers/0"), before.pointer("/spec/containers/0"));
+    }
+}
+
+#[test]
+fn a_hook_that_somebody_else_has_put_in_the_place_of_ours_is_his_own() {
+    let hook = "/spec/containers/0/lifecycle/preStop";
+    let sleep = json!({"sleep": {"seconds": 12}});
+    let first = inject(&with(pod(), hook, sleep.clone())).pod;
+    let theirs = json!({"exec": {"command": ["nginx", "-s", "quit"]}});
+    let second = inject(&with(first, hook, theirs.clone()));
+    assert_eq!(second.at(hook), &theirs);
+    assert_eq!(second.status()["drain"], "partial");
+    let original = second.at("/metadata/annotations/tidegate.dev~1original").as_str();
+    let original: Value = serde_json::from_str(original.expect("a text")).expect("JSON");
+    assert_eq!(original["containers"]["app"]["preStop"]["was"], sleep);
+}
+
+#[test]
 fn an_older_sidecar_is_brought_up_to_date_where_it_is() {
     let older = operator("image: old:1");
     let mut first = inject_with(&pod(), &Context::default(), &older).pod;

@@ -66,6 +66,38 @@ fn the_application_waits_for_the_drain_unless_it_has_something_else_to_do() {
 }
 
 #[test]
+fn a_hook_that_comes_to_the_gate_is_told() {
+    let told = |pod: Value, kind: &str, hook: Value| {
+        let before = with(pod, &format!("/spec/containers/0/lifecycle/{kind}"), hook.clone());
+        let injected = inject(&before);
+        assert_eq!(injected.at(&format!("/spec/containers/0/lifecycle/{kind}")), &hook);
+        let about = |w: &&String| w.contains("comes to the gate");
+        injected.warnings.iter().filter(about).cloned().collect::<Vec<_>>()
+    };
+    for kind in ["preStop", "postStart"] {
+        for port in [json!(8080), json!("http")] {
+            let hook = json!({"httpGet": {"path": "/quit", "port": port}});
+            let said = told(pod(), kind, hook.clone());
+            assert!(
+                said[0].starts_with(&format!("the {kind} hook of app calls port 8080")),
+                "{said:?}"
+            );
+            assert_eq!(said.len(), 1);
+        }
+        for beside in [
+            json!({"httpGet": {"path": "/quit", "port": 9090}}),
+            json!({"httpGet": {"path": "/quit", "port": 8080, "host": "192.0.2.1"}}),
+            json!({"exec": {"command": ["curl", "localhost:8080/quit"]}}),
+        ] {
+            assert!(told(pod(), kind, beside).is_empty());
+        }
+        // It goes to the application's own port, where no gate is.
+        let hook = json!({"httpGet": {"path": "/quit", "port": 8080}});
+        assert!(told(listen(), kind, hook).is_empty());
+    }
+}
+
+#[test]
 fn grace_is_the_pods_and_a_short_one_is_told() {
     let graced =
         |seconds: i64| inject(&with(pod(), "/spec/terminationGracePeriodSeconds", json!(seconds)));
