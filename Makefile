@@ -49,7 +49,7 @@ test: ## every promise, in short
 soak: ## the same assertions at full size, on the release build; takes long
 	PYTHON=$(PYTHON) tests/apps/setup soak
 	PROPTEST_CASES=100000 $(CARGO) test --locked --release --test gate_model
-	SOAK=1 $(CARGO) test --locked --release --no-fail-fast --test engine --test it -- --test-threads=1
+	SOAK=1 $(CARGO) test --locked --release --no-fail-fast --test engine --test it --test webhook -- --test-threads=1
 
 bench: ## side by side with HAProxy, nginx and Envoy: an hour, BENCH_ARGS=--quick for less (bench/README.md)
 	$(CARGO) build --locked --release

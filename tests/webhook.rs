@@ -2,6 +2,8 @@
 
 #[path = "../fuzz/entries/review.rs"]
 mod entry;
+#[path = "webhook/large.rs"]
+mod large;
 #[path = "webhook/rig.rs"]
 mod rig;
 mod stopwatch;
@@ -10,7 +12,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::Method;
 use proptest::prelude::*;
@@ -74,6 +76,12 @@ fn reviews_are_answered_over_both_versions_of_http() {
                 asked["request"]["object"] = pod;
                 let answer = connection.review(level, &asked).await.expect("an answer");
                 assert!(patched(&asked, &answer).is_none(), "{level}: {answer:?}");
+                // As one that was injected by hand, with another version.
+                let version = "tidegate.dev/injected-version";
+                asked["request"]["object"]["metadata"]["annotations"][version] = "0.0.1".into();
+                let answer = connection.review(level, &asked).await.expect("an answer");
+                let pod = patched(&asked, &answer).expect("it is brought up to date");
+                assert_eq!(pod["metadata"]["annotations"][version], env!("CARGO_PKG_VERSION"));
             }
             let body = review("two").to_string();
             for (method, path, kind, body, status) in [
@@ -100,8 +108,9 @@ fn reviews_are_answered_over_both_versions_of_http() {
         .iter()
         .map(|result| webhook.metric("tidegate_webhook_reviews_total", result))
         .sum();
-    assert_eq!(judged, 16.0);
-    assert_eq!(webhook.metric("tidegate_webhook_review_duration_seconds_count", ""), 20.0);
+    assert_eq!(judged, 24.0);
+    assert_eq!(webhook.metric("tidegate_webhook_review_duration_seconds_count", ""), 28.0);
+    assert_eq!(webhook.metric("tidegate_webhook_outdated_sidecars_total", ""), 8.0);
     // 2099-12-31T00:00:00Z
     assert_eq!(
         webhook.metric("tidegate_webhook_certificate_expiry_timestamp_seconds", ""),
@@ -607,10 +616,10 @@ fn nothing_that_comes_makes_it_fall() {
     let took_each = std::cell::RefCell::new((&mut took, &mut answered));
     let run = runner.run(&cases, |(which, changes)| {
         let body = changed(which.get(&corpus).clone(), &changes);
-        let start = Instant::now();
-        let answers = entry::review(&body);
+        let mut answers = false;
+        let took = large::cost(|| answers = entry::review(&body));
         let mut books = took_each.borrow_mut();
-        books.0.push(start.elapsed());
+        books.0.push(took);
         *books.1 += usize::from(answers);
         Ok(())
     });
@@ -619,7 +628,7 @@ fn nothing_that_comes_makes_it_fall() {
     let p99 = took[took.len() * 99 / 100];
     println!("{} bodies, {answered} of them reviews: p99 {p99:?}", took.len());
     assert!(answered > took.len() / 4, "most are no reviews at all: this proves little");
-    // Optimised, 10 ms are promised. A build that is not takes ten times as long.
-    let promised = Duration::from_millis(if cfg!(debug_assertions) { 100 } else { 10 });
-    assert!(p99 < 3 * promised, "p99 {p99:?}");
+    // 10 ms are promised of a build that is optimised.
+    let promised = Duration::from_millis(if cfg!(debug_assertions) { 50 } else { 10 });
+    assert!(p99 < promised, "p99 {p99:?}");
 }

@@ -63,7 +63,8 @@ impl PortSet {
 
     /// Whether it holds `port`.
     pub fn contains(&self, port: u16) -> bool {
-        self.intervals.iter().any(|[first, last]| (*first..=*last).contains(&port))
+        let after = self.intervals.partition_point(|[first, _]| *first <= port);
+        after > 0 && port <= self.intervals[after - 1][1]
     }
 
     /// Whether it holds none.
@@ -83,20 +84,26 @@ impl PortSet {
 
     /// Without those of `other`.
     pub fn minus(&self, other: &Self) -> Self {
-        let mut left = self.intervals.clone();
-        for [out_first, out_last] in &other.intervals {
-            left = left
-                .into_iter()
-                .flat_map(|[first, last]| {
-                    let before = (first < *out_first).then(|| [first, last.min(out_first - 1)]);
-                    let after = (last > *out_last).then(|| [first.max(out_last + 1), last]);
-                    [before, after]
-                })
-                .flatten()
-                .collect();
+        let mut left = Vec::new();
+        let mut others = other.intervals.iter().peekable();
+        // Below it, everything has been decided.
+        let mut from = 0;
+        for [first, last] in &self.intervals {
+            from = from.max(u32::from(*first));
+            while let Some([out, end]) = others.next_if(|[out, _]| out <= last) {
+                left.extend(up_to(from, u32::from(*out)));
+                from = from.max(u32::from(*end) + 1);
+            }
+            left.extend(up_to(from, u32::from(*last) + 1));
         }
         Self { intervals: left }
     }
+}
+
+/// From `first` on and without `end`, if that is anything.
+fn up_to(first: u32, end: u32) -> Option<[u16; 2]> {
+    let last = end.checked_sub(1).filter(|last| first <= *last)?;
+    Some([u16::try_from(first).ok()?, u16::try_from(last).ok()?])
 }
 
 /// `8080` or `9000-9100`.
@@ -162,5 +169,8 @@ mod tests {
         assert_eq!(left("90-100", "80-95"), "96-100");
         assert_eq!(left("90-100", "1-65535"), "none");
         assert_eq!(left("all", "1,65535"), "2-65534");
+        assert_eq!(left("80-85,90-95,99", "84-92,95"), "80-83, 93-94, 99");
+        assert_eq!(left("10-20,65535", "1-5,7,10,65535"), "11-20");
+        assert_eq!(left("10-20", "none"), "10-20");
     }
 }

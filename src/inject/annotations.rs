@@ -20,6 +20,13 @@ const ALPHA: &str = "alpha.tidegate.dev/";
 /// Written by the injector; nobody else's business.
 const OUTPUTS: [&str; 3] = ["status", "injected-version", "original"];
 
+/// What was meant by a name that is none is looked for so often, and in names that are no longer than this: it
+/// takes a while, and of both a pod may have as much as fits into it.
+const MOST_GUESSES: usize = 16;
+const LONGEST_GUESSED: usize = 64;
+
+const NO_SETTING: &str = "is no setting; README.md lists them";
+
 /// An annotation that only the injector reads.
 struct Word {
     name: &'static str,
@@ -147,7 +154,8 @@ pub(super) fn judge(
         } else if alpha {
             Err("is no annotation of this version; none begins with `alpha.`".to_owned())
         } else {
-            one(name, value, terms, guaranteed, &mut wishes)
+            let guess = mistakes.len() < MOST_GUESSES && name.len() <= LONGEST_GUESSED;
+            one(name, value, terms, guaranteed, guess, &mut wishes)
         };
         if let Err(problem) = judged {
             mistakes.push(Mistake { key: key.clone(), value: value.clone(), problem });
@@ -248,6 +256,7 @@ fn one(
     value: &str,
     terms: &Terms<'_>,
     guaranteed: bool,
+    guess: bool,
     wishes: &mut Wishes,
 ) -> Result<(), String> {
     let plain = name.split_once('.').map_or(name, |(plain, _)| plain);
@@ -277,6 +286,7 @@ fn one(
                 _ => Ok(()),
             }
         }
+        None if !known && !guess => Err(NO_SETTING.into()),
         None => {
             let parsed = setting(name, value)?;
             // The sidecar itself keeps to the ceilings, live changes included.
@@ -317,7 +327,7 @@ fn setting(name: &str, value: &str) -> Result<Value, String> {
         let meant = settings::nearest(plain).map(str::to_owned).or_else(|| nearest_word(plain));
         return Err(match meant {
             Some(meant) => format!("is no setting; did you mean `{PREFIX}{meant}`?"),
-            None => "is no setting; README.md lists them".into(),
+            None => NO_SETTING.into(),
         });
     };
     if let Some(port) = port {

@@ -5,6 +5,8 @@
 //! they have the same name, wherever they are; the order of those that both have must not differ, which holds
 //! here because nothing is ever moved.
 
+use std::collections::HashMap;
+
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation, ReplaceOperation};
 use serde_json::Value;
@@ -30,58 +32,56 @@ fn compare(path: &PointerBuf, from: &Value, to: &Value, operations: &mut Vec<Pat
                 }
             }
         }
-        (Value::Array(before), Value::Array(after)) if same_order(before, after) => {
-            list(path, before, after, operations);
-        }
-        // One port may have two names.
-        (Value::Array(before), Value::Array(after)) if same_names(before, after) => {
-            for (at, (old, new)) in before.iter().zip(after).enumerate() {
-                compare(&below(path, &at.to_string()), old, new, operations);
-            }
-        }
-        _ => operations.push(PatchOperation::Replace(ReplaceOperation {
-            path: path.clone(),
-            value: to.clone(),
-        })),
+        (Value::Array(before), Value::Array(after)) => list(path, before, after, operations),
+        _ => operations.push(replace(path, to)),
     }
 }
 
-/// Walks along both lists; `at` is where we are in what the patch has made so far.
+/// A list whose elements all have names is changed element by element, others as a whole. The work grows as the
+/// lists do: pods are other people's, and have as many elements as fit into a review.
 fn list(
     path: &PointerBuf,
     before: &[Value],
     after: &[Value],
     operations: &mut Vec<PatchOperation>,
 ) {
-    let kept = |element: &&Value| after.iter().any(|other| name(other) == name(element));
-    let gone = before.iter().enumerate().filter(|(_, element)| !kept(element));
-    for (at, _) in gone.collect::<Vec<_>>().into_iter().rev() {
-        operations.push(remove(below(path, &at.to_string())));
-    }
-    for (at, element) in after.iter().enumerate() {
-        let here = below(path, &at.to_string());
-        match before.iter().find(|other| name(other) == name(element)) {
-            Some(old) => compare(&here, old, element, operations),
-            None => operations.push(add(here, element)),
-        }
-    }
-}
-
-/// Whether every element has a name of its own, and those that both lists have are in the same order.
-fn same_order(before: &[Value], after: &[Value]) -> bool {
     let names = |list: &[Value]| list.iter().map(name).collect::<Option<Vec<String>>>();
-    let (Some(before), Some(after)) = (names(before), names(after)) else { return false };
-    let unique = |names: &[String]| (1..names.len()).all(|at| !names[..at].contains(&names[at]));
-    let common = |of: &[String], with: &[String]| {
-        of.iter().filter(|name| with.contains(name)).cloned().collect::<Vec<_>>()
+    let (Some(old), Some(new)) = (names(before), names(after)) else {
+        return operations.push(replace(path, &after.into()));
     };
-    unique(&before) && unique(&after) && common(&before, &after) == common(&after, &before)
+    match (places(&old), places(&new)) {
+        (Some(were), Some(are)) if same_order(&new, &were) => {
+            let gone = (0..before.len()).rev().filter(|at| !are.contains_key(&*old[*at]));
+            operations.extend(gone.map(|at| remove(below(path, &at.to_string()))));
+            // Walks along what the patch has made so far.
+            for (at, element) in after.iter().enumerate() {
+                let here = below(path, &at.to_string());
+                match were.get(&*new[at]) {
+                    Some(was) => compare(&here, &before[*was], element, operations),
+                    None => operations.push(add(here, element)),
+                }
+            }
+        }
+        // One port may have two names.
+        _ if old == new => {
+            for (at, (old, new)) in before.iter().zip(after).enumerate() {
+                compare(&below(path, &at.to_string()), old, new, operations);
+            }
+        }
+        _ => operations.push(replace(path, &after.into())),
+    }
 }
 
-/// Whether both have as many elements, the same ones in the same order, as far as names tell.
-fn same_names(before: &[Value], after: &[Value]) -> bool {
-    let named = |(old, new)| name(old).is_some_and(|old| Some(old) == name(new));
-    before.len() == after.len() && before.iter().zip(after).all(named)
+/// Where each is, unless two are the same.
+fn places(names: &[String]) -> Option<HashMap<&str, usize>> {
+    let places: HashMap<_, _> =
+        names.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
+    (places.len() == names.len()).then_some(places)
+}
+
+/// Whether those that were there before are in the order in which they were.
+fn same_order(names: &[String], were: &HashMap<&str, usize>) -> bool {
+    names.iter().filter_map(|name| were.get(name.as_str())).is_sorted()
 }
 
 /// Containers, volumes and variables have names; ports have numbers, and mounts have paths.
@@ -101,6 +101,10 @@ fn below(path: &PointerBuf, token: &str) -> PointerBuf {
 
 fn add(path: PointerBuf, value: &Value) -> PatchOperation {
     PatchOperation::Add(AddOperation { path, value: value.clone() })
+}
+
+fn replace(path: &PointerBuf, value: &Value) -> PatchOperation {
+    PatchOperation::Replace(ReplaceOperation { path: path.clone(), value: value.clone() })
 }
 
 fn remove(path: PointerBuf) -> PatchOperation {

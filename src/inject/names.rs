@@ -8,7 +8,7 @@
 //! Always true: no two names of the sidecar are the same; a name that led to a gated port leads to the gateway's port
 //! for it, and to nothing else, or the pod is refused, or it is said that it does not; where other names lead stays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use k8s_openapi::api::core::v1::Container;
 
@@ -41,20 +41,24 @@ pub(super) fn moved(
     warnings: &mut Vec<String>,
 ) -> Result<Names, String> {
     let declared: Vec<_> = seen.spec.containers.iter().flat_map(tcp_ports).collect();
+    let mut called: HashMap<&str, Vec<&Declared<'_>>> = HashMap::new();
+    for port in &declared {
+        called.entry(port.name.unwrap_or_default()).or_default().push(port);
+    }
     let mut names = Names::default();
-    let mut taken = all_names(seen);
+    let mut taken = Taken::by(seen);
     let mut movers = BTreeSet::new();
     for port in &ports.gated {
         let mut own = Vec::new();
         for name in &port.names {
-            match elsewhere(name, port, &declared)? {
+            match elsewhere(name, port, &called[name.as_str()])? {
                 Some(why) => warnings.push(why),
                 None => own.push(name.as_str()),
             }
         }
         beside(port, &own, warnings);
         match own.as_slice() {
-            [] => names.sidecar.push((free(&format!("tg-{}", port.port), &mut taken), port.listen)),
+            [] => names.sidecar.push((taken.free(&format!("tg-{}", port.port)), port.listen)),
             own => names.sidecar.extend(own.iter().map(|name| ((*name).to_owned(), port.listen))),
         }
         movers.extend(own);
@@ -62,7 +66,7 @@ pub(super) fn moved(
     // Also where it is a port that is not gated: what was found second must not be found first now.
     for port in declared.iter().filter(|port| !is_of_mesh(port.container)) {
         let Some(name) = port.name.filter(|name| movers.contains(name)) else { continue };
-        let new = free(&format!("app-{}", port.port), &mut taken);
+        let new = taken.free(&format!("app-{}", port.port));
         names.renamed.entry(port.container.to_owned()).or_default().insert(name.to_owned(), new);
     }
     let kept_running =
@@ -74,18 +78,15 @@ pub(super) fn moved(
 }
 
 /// Why a name of a gated port stays where it is, if it does. The error: it cannot stay, and cannot move.
-fn elsewhere(
-    name: &str,
-    port: &Gated,
-    declared: &[Declared<'_>],
-) -> Result<Option<String>, String> {
+/// `called`: every port that has the name.
+fn elsewhere(name: &str, port: &Gated, called: &[&Declared<'_>]) -> Result<Option<String>, String> {
     let number = port.port;
     if name == METRICS_PORT_NAME {
         return Ok(Some(format!(
             "port {number}: its name {name} is the gateway's for its own metrics, so it does not move: give it another"
         )));
     }
-    let mut called = declared.iter().filter(|declared| declared.name == Some(name));
+    let mut called = called.iter();
     let first = called.next().expect("it is a container that calls it so");
     if first.port != number || is_of_mesh(first.container) {
         return Ok(Some(format!(
@@ -125,17 +126,29 @@ fn beside(port: &Gated, own: &[&str], warnings: &mut Vec<String>) {
 }
 
 /// What nothing new may be called.
-fn all_names(seen: &Seen) -> BTreeSet<String> {
-    let ports = seen.all().flat_map(|container| container.ports.iter().flatten());
-    let names = ports.filter_map(|port| port.name.clone());
-    names.chain([METRICS_PORT_NAME.to_owned()]).collect()
+struct Taken {
+    names: BTreeSet<String>,
+    /// By the usual name, the number that was looked at last: there are as many ports as a tenant likes.
+    last: HashMap<String, usize>,
 }
 
-/// This name, or the first of its kind that is nobody's; from now on it is somebody's.
-fn free(usual: &str, taken: &mut BTreeSet<String>) -> String {
-    let others = (2..).map(|n| format!("{usual}-{n}"));
-    let mut candidates = std::iter::once(usual.to_owned()).chain(others);
-    let free = candidates.find(|name| !taken.contains(name)).expect("numbers do not end");
-    taken.insert(free.clone());
-    free
+impl Taken {
+    fn by(seen: &Seen) -> Self {
+        let ports = seen.all().flat_map(|container| container.ports.iter().flatten());
+        let names = ports.filter_map(|port| port.name.clone());
+        let names = names.chain([METRICS_PORT_NAME.to_owned()]).collect();
+        Self { names, last: HashMap::new() }
+    }
+
+    /// This name, or the first of its kind that is nobody's; from now on it is somebody's.
+    fn free(&mut self, usual: &str) -> String {
+        let last = self.last.entry(usual.to_owned()).or_default();
+        loop {
+            *last += 1;
+            let name = if *last == 1 { usual.to_owned() } else { format!("{usual}-{last}") };
+            if self.names.insert(name.clone()) {
+                return name;
+            }
+        }
+    }
 }

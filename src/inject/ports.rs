@@ -1,6 +1,6 @@
 //! Which ports are gated.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::RangeInclusive;
 
 use k8s_openapi::api::core::v1::Container;
@@ -32,7 +32,7 @@ pub(super) struct Declared<'a> {
 /// What is gated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ports {
-    /// Those that are known one by one.
+    /// Those that are known one by one, in rising order.
     pub(super) gated: Vec<Gated>,
     /// All of them, for rules of the kernel.
     pub(super) redirected: PortSet,
@@ -66,16 +66,17 @@ const LISTEN_OFFSET: u16 = 10_000;
 const LISTEN_OTHERWISE: RangeInclusive<u16> = 15_900..=u16::MAX;
 const ENVOYS: RangeInclusive<u16> = 15_000..=15_099;
 
+/// Names that a warning lists.
+const SHOWN: usize = 8;
+
 impl Gated {
-    fn of(port: u16, declared: &[Declared<'_>]) -> Self {
-        let same = declared.iter().filter(|declared| declared.port == port);
-        let mut names: Vec<String> = Vec::new();
-        for name in same.clone().filter_map(|declared| declared.name) {
-            if !names.iter().any(|known| known == name) {
-                names.push(name.to_owned());
-            }
-        }
-        Self { port, names, host_port: same.clone().any(|declared| declared.host_port), listen: 0 }
+    /// `declared`: what containers say of this port.
+    fn of(port: u16, declared: &[&Declared<'_>]) -> Self {
+        let mut known = HashSet::new();
+        let names = declared.iter().filter_map(|declared| declared.name);
+        let names = names.filter(|name| known.insert(*name)).map(str::to_owned).collect();
+        let host_port = declared.iter().any(|declared| declared.host_port);
+        Self { port, names, host_port, listen: 0 }
     }
 
     /// What its names say it carries.
@@ -89,7 +90,8 @@ impl Gated {
 
 impl Ports {
     pub(super) fn contains(&self, port: u16) -> bool {
-        self.gated.iter().any(|gated| gated.port == port) || self.redirected.contains(port)
+        self.gated.binary_search_by_key(&port, |gated| gated.port).is_ok()
+            || self.redirected.contains(port)
     }
 }
 
@@ -138,7 +140,12 @@ pub(super) fn gated(
     without = without.with(earlier.iter().map(|port| [port.port; 2]));
     numbers.retain(|port| !without.contains(*port));
 
-    let mut gated: Vec<Gated> = numbers.iter().map(|port| Gated::of(*port, &declared)).collect();
+    let mut said: HashMap<u16, Vec<&Declared<'_>>> = HashMap::new();
+    for port in &declared {
+        said.entry(port.port).or_default().push(port);
+    }
+    let of = |port: &u16| Gated::of(*port, said.get(port).map_or(&[], Vec::as_slice));
+    let mut gated: Vec<Gated> = numbers.iter().map(of).collect();
     let redirected =
         PortSet::of(intervals).with(numbers.iter().map(|port| [*port; 2])).minus(&without);
     place_listeners(&mut gated, seen.all().flat_map(tcp_ports));
@@ -173,6 +180,13 @@ fn select(
                 let names: Vec<_> = declared.iter().filter_map(|port| port.name).collect();
                 let there = match names.as_slice() {
                     [] => "none has a name".to_owned(),
+                    names if names.len() > SHOWN => {
+                        format!(
+                            "there are {} and {} more",
+                            names[..SHOWN].join(", "),
+                            names.len() - SHOWN
+                        )
+                    }
                     names => format!("there are {}", names.join(", ")),
                 };
                 warnings.push(format!("no container has a TCP port called {name}: {there}"));
@@ -200,10 +214,12 @@ pub(super) fn tcp_ports(container: &Container) -> impl Iterator<Item = Declared<
 fn place_listeners<'a>(gated: &mut [Gated], declared: impl Iterator<Item = Declared<'a>>) {
     let mut taken: BTreeSet<u16> = declared.map(|port| port.port).collect();
     taken.extend(gated.iter().map(|port| port.port).chain(ENVOYS));
+    // What has been taken stays taken: nobody has to begin anew.
+    let mut others = LISTEN_OTHERWISE;
     for port in gated {
-        let usual = port.port.checked_add(LISTEN_OFFSET);
-        let mut candidates = usual.into_iter().chain(LISTEN_OTHERWISE);
-        let free = candidates.find(|at| !is_ours(*at) && !taken.contains(at));
+        let is_free = |at: &u16| !is_ours(*at) && !taken.contains(at);
+        let usual = port.port.checked_add(LISTEN_OFFSET).filter(is_free);
+        let free = usual.or_else(|| others.find(is_free));
         // A pod cannot declare so many ports: an object has at most 1.5 MiB.
         port.listen = free.unwrap_or_default();
         taken.insert(port.listen);
