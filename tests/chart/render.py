@@ -58,12 +58,21 @@ def names():
     return sorted(path.stem for path in VALUES.glob("*.yaml"))
 
 
+def files(given):
+    """What becomes of each template with these values."""
+    with helm.Chart.load(CHART) as chart:
+        return chart.render(given, name=NAME, namespace=NAMESPACE)
+
+
+def notes(given):
+    """What Helm says when it has installed the chart with these values."""
+    return files(given)["tidegate/templates/NOTES.txt"]
+
+
 def texts(given):
     """The documents of the chart with these values, as they were written, in the order they are created in."""
-    with helm.Chart.load(CHART) as chart:
-        files = chart.render(given, name=NAME, namespace=NAMESPACE)
     documents = []
-    for path, text in sorted(files.items()):
+    for path, text in sorted(files(given).items()):
         if path.endswith(".yaml"):
             documents += [part.strip("\n") + "\n" for part in re.split(r"^---$", text, flags=re.M) if yaml.safe_load(part)]
     return sorted(documents, key=lambda text: KINDS.index(yaml.safe_load(text)["kind"]))

@@ -144,6 +144,23 @@ class Rendered(unittest.TestCase):
         checked = subprocess.run(["promtool", "check", "rules", *rules], capture_output=True, text=True, check=False)
         self.assertEqual(checked.returncode, 0, checked.stdout + checked.stderr)
 
+    def test_the_notes_say_what_these_values_make_of_it(self):
+        said = {
+            "kept by upgrades": {},
+            "ignoreDifferences": {"certificates": {"source": "cert-manager"}},
+            "no pod that asks for a sidecar starts": {"webhook": {"failurePolicy": "Fail"}},
+            "profile profiles/tidegate.json": {"operator": {"seccompProfile": "profiles/tidegate.json"}},
+            "tidegate.dev/revision=canary": {"revision": "canary"},
+        }
+        every = {text: render.notes(values) for text, values in said.items()}
+        for text, notes in every.items():
+            self.assertIn("helm uninstall tidegate --namespace tidegate-system", notes)
+            having = {other for other, notes in every.items() if text in notes}
+            # Certificates are made by Helm unless somebody else is named.
+            expected = set(said) - {"ignoreDifferences"} if text == "kept by upgrades" else {text}
+            self.assertEqual(having, expected)
+        self.assertIn("rollout status deployment/tidegate-canary", every["tidegate.dev/revision=canary"])
+
     def test_a_provided_certificate_is_named_and_trusted(self):
         values = render.values("openshift")
         objects = render.objects(values)

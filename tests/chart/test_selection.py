@@ -80,14 +80,19 @@ class Webhooks(unittest.TestCase):
         for name in ["kube-system", "kube-public", "kube-node-lease", render.NAMESPACE, "cert-manager"]:
             self.assertEqual(called(hooks, namespace(name, inject="enabled"), pod(inject="enabled")), [], name)
 
-    def test_mirrors_and_the_hosts_network_are_not_shown(self):
-        hooks = webhooks({})
+    def test_mirrors_are_not_shown_and_the_hosts_network_only_where_that_blocks_nobody(self):
+        on_host = pod(spec={"hostNetwork": True})
         shown = [pod(), pod(annotations={}), pod(annotations={"a": "b"}), pod(spec={"hostNetwork": False})]
-        hidden = [pod(annotations={"kubernetes.io/config.mirror": "x"}), pod(spec={"hostNetwork": True})]
-        for made in shown:
-            self.assertEqual(len(called(hooks, namespace(inject="enabled"), made)), 1, made)
-        for made in hidden:
-            self.assertEqual(called(hooks, namespace(inject="enabled"), made), [], made)
+        hidden = [pod(annotations={"kubernetes.io/config.mirror": "x"})]
+        # Who is left without a sidecar is told so by the injector.
+        policies = {"Ignore": ([*shown, on_host], hidden), "Fail": (shown, [*hidden, on_host])}
+        for policy, (shown, hidden) in policies.items():
+            hooks = webhooks({"webhook": {"failurePolicy": policy}})
+            self.assertEqual({hook["failurePolicy"] for hook in hooks}, {policy})
+            for made in shown:
+                self.assertEqual(len(called(hooks, namespace(inject="enabled"), made)), 1, (policy, made))
+            for made in hidden:
+                self.assertEqual(called(hooks, namespace(inject="enabled"), made), [], (policy, made))
 
     def test_every_pod_has_one_revision_and_its_own_label_wins(self):
         injectors = {name: webhooks({"revision": name}) for name in ["default", "canary", "next"]}
