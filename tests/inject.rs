@@ -1,5 +1,8 @@
 //! `tidegate inject` and `tidegate lint` as people use them: files in, files out, on manifests of the kinds people have.
 
+#[path = "inject/played.rs"]
+mod played;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -258,7 +261,8 @@ fn lint_names_file_document_object_key_value_and_what_is_allowed() {
 }
 
 /// What the injector of a version makes of these pods is kept in `tests/inject/patches/`, so that a change of it is
-/// seen. `UPDATE_PATCHES=1` writes that of this version anew. tests/inject_pods.rs has what sidecars understand of it.
+/// seen, and later sidecars can be shown it. `UPDATE_PATCHES=1` writes that of this version anew. What sidecars on record
+/// understand of today's is in tests/inject_pods.rs.
 #[test]
 fn t49_todays_patch_is_on_record() {
     let today = recording();
@@ -272,6 +276,15 @@ fn t49_todays_patch_is_on_record() {
         serde_json::from_str(&fs::read_to_string(&file).expect("UPDATE_PATCHES=1 makes it"))
             .expect("JSON");
     assert_eq!(recorded, today, "the patch has changed: UPDATE_PATCHES=1 cargo test --test inject");
+}
+
+/// Injectors on record said nothing that today's sidecar does not take as it was meant: no flag, variable or value.
+#[test]
+fn t49_todays_sidecar_takes_what_injectors_on_record_have_said() {
+    let records = fs::read_dir(path("inject/patches")).expect("there");
+    let records: Vec<_> = records.map(|entry| entry.expect("a file").path()).collect();
+    assert!(!records.is_empty());
+    records.iter().for_each(|record| played::play(record));
 }
 
 fn recording() -> Value {

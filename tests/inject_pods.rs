@@ -405,8 +405,8 @@ fn nothing_that_is_sent_makes_it_panic() {
     });
 }
 
-/// T49: an injector says nothing that a sidecar on record, of an older version, would not understand: a flag that it
-/// does not know keeps a sidecar from starting. `UPDATE_PATCHES=1` writes this version's own record anew.
+/// T49: an injector says nothing that a sidecar on record, of an older version, would not understand: it would do
+/// without what was asked for. `UPDATE_PATCHES=1` writes this version's own record anew.
 #[test]
 fn t49_sidecars_on_record_understand_every_word() {
     let mine = Interface::of_this_version();

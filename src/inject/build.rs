@@ -135,8 +135,8 @@ fn sidecar(plan: &Plan<'_>, drain_delay: Option<u64>, partial: bool) -> Result<V
     Ok(container)
 }
 
-/// Only flags that every version knows since there is an injector: clap refuses others, and a sidecar may be
-/// older than its injector.
+/// Only flags that every version on record knows (`tests/inject/interfaces/`): a sidecar may be older than its injector,
+/// and does without what it does not know.
 fn args(plan: &Plan<'_>, drain_delay: Option<u64>) -> Vec<String> {
     let mut args = vec!["run".to_owned()];
     match plan.mode {
