@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMESPACE = "tidegate-system"
 RELEASE = "tidegate"
 SIDECAR = "tidegate"
-MARK = "tidegate.dev/e2e"  # label of the namespaces that are ours to delete
+MARK = "tidegate.dev/e2e"  # label of what is ours to delete: namespaces, and the objects of the release
 Object = dict[str, Any]
 
 
@@ -58,9 +58,10 @@ class Cluster:
     def install(self, values: Object) -> None:
         """Install the chart, or upgrade it to exactly these values, and wait for the injector."""
         repository, _, tag = self.image.rpartition(":")
-        given = merged({"image": {"registry": "", "repository": repository, "tag": tag}}, values)
+        image = {"registry": "", "repository": repository, "tag": tag}
+        given = merged({"image": image, "commonLabels": {MARK: "yes"}}, values)
         chart = str(ROOT / "charts" / "tidegate")
-        installed = any(release["name"] == RELEASE for release in self.helm.list(all_states=True))
+        installed = self.installed()
         if installed:
             self.helm.upgrade(chart, RELEASE, given, namespace=NAMESPACE, reset_values=True, timeout=180)
         else:
@@ -70,6 +71,16 @@ class Cluster:
         if installed:
             self.restart(NAMESPACE, RELEASE)
         until("the API server reaches the injector", self.injects, seconds=60)
+
+    def installed(self) -> bool:
+        """Whether there is a release of that name, whosever it is."""
+        return any(release["name"] == RELEASE for release in self.helm.list(all_states=True))
+
+    def occupied(self) -> str | None:
+        """Why nothing may be done here: sections upgrade and remove the release, which is not always ours."""
+        if not self.installed() or (self.helm.get_values(RELEASE).get("commonLabels") or {}).get(MARK) == "yes":
+            return None
+        return f"the release {RELEASE} in {NAMESPACE} is somebody else's: sections would reset its values and uninstall it"
 
     def uninstall(self) -> None:
         self.helm.uninstall(RELEASE, timeout=180)
@@ -125,7 +136,11 @@ class Cluster:
 
     def example(self, file: str, namespace: str, changes: Object | None = None) -> None:
         """An example of manifests/, in a namespace of ours; `changes` are laid over its Deployment."""
-        for item in yaml.safe_load_all((ROOT / "manifests" / "examples" / file).read_text()):
+        self.apply_all(ROOT / "manifests" / "examples" / file, namespace, changes)
+
+    def apply_all(self, path: Path, namespace: str, changes: Object | None = None) -> None:
+        """The objects of a file in a namespace of ours, not in the one it makes."""
+        for item in yaml.safe_load_all(path.read_text()):
             if item["kind"] == "Namespace":
                 continue
             item["metadata"]["namespace"] = namespace
