@@ -91,14 +91,28 @@ class Cluster:
 
     def pretend(self, namespace: str, metadata: Object, spec: Object | None = None) -> client.V1Pod:
         """What would become of a pod if it were made: webhooks see it, nobody keeps it."""
-        container = {"name": "a", "image": "a", "ports": [{"name": "http", "containerPort": 8080}]}
-        pod: Any = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": "pretended", **metadata},
-            "spec": {"containers": [container], **(spec or {})},
-        }
+        pod: Any = one_container("pretended", "a", metadata, spec)
         return self.core.create_namespaced_pod(namespace, pod, dry_run="All")
+
+    def warnings(self, namespace: str) -> str:
+        """What whoever made a pod there would be warned of."""
+        core: Any = self.core  # its types do not know the calls that answer with headers
+        _, _, headers = core.create_namespaced_pod_with_http_info(namespace, one_container("pretended", "a"), dry_run="All")
+        return str(headers.get("Warning") or "")
+
+    def pulls(self, image: str) -> bool:
+        """Whether a node can have this image."""
+        place = self.namespace("pull")
+        self.apply(one_container("pull", image), place)
+
+        def outcome() -> str | None:
+            (status,) = self.core.read_namespaced_pod("pull", place).status.container_statuses or [None]
+            if status is None:
+                return None
+            reason = status.state.waiting.reason if status.state.waiting else None
+            return "pulled" if status.image_id else "failed" if reason in ("ErrImagePull", "ImagePullBackOff") else None
+
+        return until(f"{image} is pulled, or cannot be", outcome, 300) == "pulled"
 
     # Objects.
 
@@ -293,6 +307,17 @@ class Cluster:
         except ApiException as error:
             log = str(error.reason)
         print("\n".join(f"        {line}" for line in str(log).splitlines()))
+
+
+def one_container(name: str, image: str, metadata: Object | None = None, spec: Object | None = None) -> Object:
+    """A pod of one container with a port."""
+    container = {"name": "a", "image": image, "ports": [{"name": "http", "containerPort": 8080}]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, **(metadata or {})},
+        "spec": {"containers": [container], **(spec or {})},
+    }
 
 
 def sidecars(pod: client.V1Pod) -> list[client.V1Container]:

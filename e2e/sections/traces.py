@@ -11,12 +11,19 @@ from e2e.cluster import ROOT, Cluster, Object
 from e2e.steps import true, until
 
 WHAT = "a request's trace arrives in Jaeger, with the wait for a slot in it, and so does a refusal"
+JAEGER = ROOT / "manifests" / "jaeger.yaml"
+
+
+def lacking(cluster: Cluster) -> str | None:
+    (deployment,) = [item for item in yaml.safe_load_all(JAEGER.read_text()) if item["kind"] == "Deployment"]
+    image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
+    return None if "kind" in cluster.means or cluster.pulls(image) else f"the image {image}"
 
 
 def run(cluster: Cluster) -> None:
     step = cluster.steps
     collector = cluster.namespace("jaeger")
-    cluster.apply_all(ROOT / "manifests" / "jaeger.yaml", collector)
+    cluster.apply_all(JAEGER, collector)
     cluster.rolled_out(collector, "jaeger")
     cluster.install({"operator": {"otlp": {"endpoint": f"http://jaeger.{collector}:4317"}}})
     place = cluster.asking("traces")
