@@ -35,6 +35,7 @@ RUN set -eu; \
     cargo build --locked --release --bin tidegate --target "$target"; \
     mkdir -p /out/run/tidegate; \
     cp "target/$target/release/tidegate" /out/tidegate; \
+    [ "$(stat -c %s /out/tidegate)" -lt 29360128 ] || { echo "the binary is not small any more" >&2; exit 1; }; \
     python3 image/licences.py --target "$target" >/out/LICENCES; \
     find /out -exec touch -h -d "@${SOURCE_DATE_EPOCH}" {} +
 

@@ -42,6 +42,9 @@ def main(wanted: list[str]) -> int:
     cluster = Cluster(os.environ["IMAGE"], set(os.environ.get("E2E_MEANS", "").split()))
     steps = Steps()
     cluster.steps = steps
+    if occupied := cluster.occupied():
+        print(f"e2e: {occupied}", file=sys.stderr)
+        return 2
     results: dict[str, str] = {}
     print(f"Kubernetes {cluster.version()}, {cluster.image}")
     for name in SECTIONS:

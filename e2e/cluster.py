@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMESPACE = "tidegate-system"
 RELEASE = "tidegate"
 SIDECAR = "tidegate"
-MARK = "tidegate.dev/e2e"  # label of the namespaces that are ours to delete
+MARK = "tidegate.dev/e2e"  # label of what is ours to delete: namespaces, and the objects of the release
 Object = dict[str, Any]
 
 
@@ -58,9 +58,10 @@ class Cluster:
     def install(self, values: Object) -> None:
         """Install the chart, or upgrade it to exactly these values, and wait for the injector."""
         repository, _, tag = self.image.rpartition(":")
-        given = merged({"image": {"registry": "", "repository": repository, "tag": tag}}, values)
+        image = {"registry": "", "repository": repository, "tag": tag}
+        given = merged({"image": image, "commonLabels": {MARK: "yes"}}, values)
         chart = str(ROOT / "charts" / "tidegate")
-        installed = any(release["name"] == RELEASE for release in self.helm.list(all_states=True))
+        installed = self.installed()
         if installed:
             self.helm.upgrade(chart, RELEASE, given, namespace=NAMESPACE, reset_values=True, timeout=180)
         else:
@@ -71,6 +72,16 @@ class Cluster:
             self.restart(NAMESPACE, RELEASE)
         until("the API server reaches the injector", self.injects, seconds=60)
 
+    def installed(self) -> bool:
+        """Whether there is a release of that name, whosever it is."""
+        return any(release["name"] == RELEASE for release in self.helm.list(all_states=True))
+
+    def occupied(self) -> str | None:
+        """Why nothing may be done here: sections upgrade and remove the release, which is not always ours."""
+        if not self.installed() or (self.helm.get_values(RELEASE).get("commonLabels") or {}).get(MARK) == "yes":
+            return None
+        return f"the release {RELEASE} in {NAMESPACE} is somebody else's: sections would reset its values and uninstall it"
+
     def uninstall(self) -> None:
         self.helm.uninstall(RELEASE, timeout=180)
 
@@ -80,14 +91,28 @@ class Cluster:
 
     def pretend(self, namespace: str, metadata: Object, spec: Object | None = None) -> client.V1Pod:
         """What would become of a pod if it were made: webhooks see it, nobody keeps it."""
-        container = {"name": "a", "image": "a", "ports": [{"name": "http", "containerPort": 8080}]}
-        pod: Any = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": "pretended", **metadata},
-            "spec": {"containers": [container], **(spec or {})},
-        }
+        pod: Any = one_container("pretended", "a", metadata, spec)
         return self.core.create_namespaced_pod(namespace, pod, dry_run="All")
+
+    def warnings(self, namespace: str) -> str:
+        """What whoever made a pod there would be warned of."""
+        core: Any = self.core  # its types do not know the calls that answer with headers
+        _, _, headers = core.create_namespaced_pod_with_http_info(namespace, one_container("pretended", "a"), dry_run="All")
+        return str(headers.get("Warning") or "")
+
+    def pulls(self, image: str) -> bool:
+        """Whether a node can have this image."""
+        place = self.namespace("pull")
+        self.apply(one_container("pull", image), place)
+
+        def outcome() -> str | None:
+            (status,) = self.core.read_namespaced_pod("pull", place).status.container_statuses or [None]
+            if status is None:
+                return None
+            reason = status.state.waiting.reason if status.state.waiting else None
+            return "pulled" if status.image_id else "failed" if reason in ("ErrImagePull", "ImagePullBackOff") else None
+
+        return until(f"{image} is pulled, or cannot be", outcome, 300) == "pulled"
 
     # Objects.
 
@@ -125,7 +150,11 @@ class Cluster:
 
     def example(self, file: str, namespace: str, changes: Object | None = None) -> None:
         """An example of manifests/, in a namespace of ours; `changes` are laid over its Deployment."""
-        for item in yaml.safe_load_all((ROOT / "manifests" / "examples" / file).read_text()):
+        self.apply_all(ROOT / "manifests" / "examples" / file, namespace, changes)
+
+    def apply_all(self, path: Path, namespace: str, changes: Object | None = None) -> None:
+        """The objects of a file in a namespace of ours, not in the one it makes."""
+        for item in yaml.safe_load_all(path.read_text()):
             if item["kind"] == "Namespace":
                 continue
             item["metadata"]["namespace"] = namespace
@@ -278,6 +307,17 @@ class Cluster:
         except ApiException as error:
             log = str(error.reason)
         print("\n".join(f"        {line}" for line in str(log).splitlines()))
+
+
+def one_container(name: str, image: str, metadata: Object | None = None, spec: Object | None = None) -> Object:
+    """A pod of one container with a port."""
+    container = {"name": "a", "image": image, "ports": [{"name": "http", "containerPort": 8080}]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, **(metadata or {})},
+        "spec": {"containers": [container], **(spec or {})},
+    }
 
 
 def sidecars(pod: client.V1Pod) -> list[client.V1Container]:

@@ -1,5 +1,6 @@
 //! The image as it is run: by crun, a real container runtime, as the user the Dockerfile names, with a root that is
-//! read-only, no capability, and a seccomp filter such as the runtimes' own, which forbids io_uring.
+//! read-only, no capability, and a seccomp filter: such as the runtimes' own, which forbids io_uring, and the
+//! chart's, which allows what it names and nothing else.
 //!
 //! What is in it is the binary that cargo built here, with the libraries it wants: a release build takes minutes, and
 //! the image's own binary wants none. `TIDEGATE_BIN` names another, such as a static one; then the figures
@@ -19,13 +20,63 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// The bound for things that have no promised time.
 const SOON: Duration = Duration::from_secs(30);
 
 /// The image's user.
 const USER: u32 = 15800;
+
+/// More than this is not small: 22 MiB are what it has come to, most of it code.
+const SMALL: u64 = 28 << 20;
+
+/// The seccomp filter of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Filter {
+    /// What runtimes refuse by default is refused, the rest is allowed.
+    Runtime,
+    /// The chart's profile: what it names is allowed, the rest is refused.
+    Shipped,
+    /// The same without io_uring: what is left is all that epoll needs.
+    ShippedWithoutIoUring,
+}
+
+impl Filter {
+    const ALL: [Self; 3] = [Self::Runtime, Self::Shipped, Self::ShippedWithoutIoUring];
+
+    /// As the OCI's configuration has it.
+    fn oci(self) -> Value {
+        if self == Self::Runtime {
+            let refused = [seccomp::REFUSED, seccomp::IO_URING].concat();
+            return json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{ "names": refused, "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }],
+            });
+        }
+        let text = fs::read_to_string(root("charts/tidegate/files/seccomp/tidegate.json"));
+        let mut profile: Value = serde_json::from_str(&text.expect("is there")).expect("JSON");
+        assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO", "it is a list of what is allowed");
+        if self == Self::ShippedWithoutIoUring {
+            let mut taken = 0;
+            for rule in profile["syscalls"].as_array_mut().expect("a list") {
+                let names = rule["names"].as_array_mut().expect("a list");
+                let before = names.len();
+                names.retain(|name| !seccomp::IO_URING.contains(&name.as_str().expect("a name")));
+                taken += before - names.len();
+            }
+            assert_eq!(taken, seccomp::IO_URING.len(), "it names all three of its calls");
+        }
+        profile
+    }
+
+    /// The engine that is left, where this machine has both.
+    fn engine(self) -> &'static str {
+        let doctor = Command::new(binary()).arg("doctor").output().expect("it runs");
+        let works = String::from_utf8_lossy(&doctor.stdout).contains(" uring ");
+        if self == Self::Shipped && works { "uring" } else { "epoll" }
+    }
+}
 
 /// A container that runs. Dropping it kills it.
 struct Container {
@@ -58,7 +109,7 @@ impl Container {
     /// Starts the image with these arguments. `mounts`: from where to where, read-only. `run`: whether there is a
     /// place to write to, as the pod's volume for the control socket is.
     #[track_caller]
-    fn start(arguments: &[&str], mounts: &[(&Path, &str)], run: bool) -> Self {
+    fn start(filter: Filter, arguments: &[&str], mounts: &[(&Path, &str)], run: bool) -> Self {
         let bundle = tempfile::tempdir().expect("a directory");
         let root = bundle.path().join("rootfs");
         fs::create_dir_all(root.join("run/tidegate")).expect("made");
@@ -90,7 +141,6 @@ impl Container {
         }
         let none: [&str; 0] = [];
         let words = [&["/tidegate"], arguments].concat();
-        let refused = [seccomp::REFUSED, seccomp::IO_URING].concat();
         let config = json!({
             "ociVersion": "1.0.2",
             "process": {
@@ -106,10 +156,7 @@ impl Container {
             "linux": {
                 // The network is the machine's, so that the test can call it.
                 "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "ipc" }, { "type": "uts" }],
-                "seccomp": {
-                    "defaultAction": "SCMP_ACT_ALLOW",
-                    "syscalls": [{ "names": refused, "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }],
-                },
+                "seccomp": filter.oci(),
             },
         });
         fs::write(bundle.path().join("config.json"), config.to_string()).expect("written");
@@ -253,9 +300,13 @@ fn application() -> (SocketAddr, mpsc::Receiver<()>, mpsc::Sender<()>) {
 
 #[test]
 fn the_gateway_serves_and_drains_without_any_right() {
-    if !can_run() {
-        return;
+    if can_run() {
+        Filter::ALL.into_iter().for_each(serves_and_drains);
     }
+}
+
+#[track_caller]
+fn serves_and_drains(filter: Filter) {
     let (app, is_asked, answer) = application();
     let (listen, probe) = (free_port(), free_port());
     let [listen_flag, probe_flag] =
@@ -263,13 +314,15 @@ fn the_gateway_serves_and_drains_without_any_right() {
     let flags = ["run", &listen_flag, &probe_flag, "--admin=127.0.0.1:0", "--metrics=127.0.0.1:0"];
     let flags = [&flags[..], &["--limit=4", "--drain-delay=0s"]].concat();
     let started = Instant::now();
-    let mut container = Container::start(&flags, &[], true);
+    let mut container = Container::start(filter, &flags, &[], true);
     until("it is ready", || get(probe, "/readyz") == Some(200));
     let ready = started.elapsed();
     container.assert_is_confined();
-    until("it says why it took epoll", || {
+    let engine = filter.engine();
+    until("it says which engine it took, and why", || {
         let log = container.log();
-        log.contains("engine=\"epoll\"") && log.contains("seccomp")
+        log.contains(&format!("engine=\"{engine}\""))
+            && (filter == Filter::Shipped || log.contains("seccomp"))
     });
 
     answer.send(()).expect("it listens");
@@ -282,15 +335,30 @@ fn the_gateway_serves_and_drains_without_any_right() {
     answer.send(()).expect("it listens");
     assert_eq!(waiting.join().expect("no panic"), Some(200), "what was under way is finished");
     assert_eq!(container.ended().code(), Some(0), "{}", container.log());
+    println!("{filter:?}: container to /readyz {ready:?}");
+}
+
+/// The image's binary is; what cargo builds for tests carries what debuggers want, and is not.
+#[test]
+fn it_is_small() {
     let size = fs::metadata(binary()).expect("is there").len();
-    println!("binary {:.1} MiB, container to /readyz {ready:?}", size as f64 / 1_048_576.0);
+    println!("binary {:.1} MiB", size as f64 / f64::from(1 << 20));
+    let is_the_images = libraries(&binary()).is_empty();
+    assert!(!is_the_images || size < SMALL, "{size} bytes");
+    let build = fs::read_to_string(root("Dockerfile")).expect("is there");
+    let bound = format!("[ \"$(stat -c %s /out/tidegate)\" -lt {SMALL} ]");
+    assert!(build.contains(&bound), "an image that is not small can be built: {bound}");
 }
 
 #[test]
 fn the_webhook_needs_no_place_to_write_to() {
-    if !can_run() {
-        return;
+    if can_run() {
+        Filter::ALL.into_iter().for_each(webhook_serves_and_drains);
     }
+}
+
+#[track_caller]
+fn webhook_serves_and_drains(filter: Filter) {
     let secret = tempfile::tempdir().expect("a directory");
     // The image's user is not ours.
     fs::set_permissions(secret.path(), fs::Permissions::from_mode(0o755)).expect("set");
@@ -308,7 +376,7 @@ fn the_webhook_needs_no_place_to_write_to() {
         &metrics_flag,
         "--drain-delay=0s",
     ];
-    let mut container = Container::start(&flags, &[(secret.path(), "/tls")], false);
+    let mut container = Container::start(filter, &flags, &[(secret.path(), "/tls")], false);
     until("it is ready", || get(metrics, "/readyz") == Some(200));
     container.assert_is_confined();
     TcpStream::connect(address).expect("it listens");
@@ -330,7 +398,7 @@ fn every_subcommand_is_in_it() {
         (&["webhook"], 78, "tls-key is missing"),
         (&["capture", "print", "--include-inbound-ports=8080"], 0, "redirect to :15801"),
     ] {
-        let mut container = Container::start(arguments, &[], true);
+        let mut container = Container::start(Filter::Runtime, arguments, &[], true);
         assert_eq!(container.ended().code(), Some(code), "{arguments:?}: {}", container.log());
         let log = container.log();
         assert!(log.contains(says), "{arguments:?} does not say {says:?}:\n{log}");

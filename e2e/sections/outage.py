@@ -26,6 +26,10 @@ def run(cluster: Cluster) -> None:
     pods = cluster.ready(place, "app=web", least=2)
     equal(sorted(injected(pod) for pod in pods), [False, True], "sidecars")
 
+    if policies:
+        step("whoever makes such a pod is warned by the policy")
+        until("there is a warning", lambda: "has none" in cluster.warnings(place), 30)
+
     step("the sidecar there is goes on serving, and settings still reach it")
     seen = cluster.load(source, f"http://web.{place}.svc/?sleep=0", workers=4, requests=100)
     true(seen["statuses"] == {"200": 100} and not seen["lost"], str(seen))

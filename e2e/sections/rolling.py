@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from e2e.cluster import Cluster, Object, name_of
+from e2e.cluster import Cluster, Object, injected, name_of
 from e2e.steps import equal, true
 
 WHAT = "a rolling update loses no request, with and without sleep hooks of the application's own"
@@ -22,7 +22,9 @@ def one(cluster: Cluster, what: str, hook: Object | None) -> None:
     if hook:
         cluster.patch_template(place, "web", {"spec": {"containers": [{"name": "web", "lifecycle": hook}]}})
     cluster.rolled_out(place, "web")
-    before = {name_of(pod) for pod in cluster.ready(place, "app=web")}
+    pods = cluster.ready(place, "app=web")
+    true(all(injected(pod) for pod in pods), "no sidecar")
+    before = {name_of(pod) for pod in pods}
     source = cluster.client_pod(place)
     url = f"http://web.{place}.svc/?sleep=0.05"
 
@@ -42,7 +44,7 @@ def one(cluster: Cluster, what: str, hook: Object | None) -> None:
         after = {name_of(pod) for pod in cluster.pods(place, "app=web")}
         true(not before & after, "some pods were not replaced")
         # Each new connection leads to any pod, so to all in the end; eight that are kept may leave one out.
-        for when, pods in (("before", before), ("after", after)):
-            answered = pods & set(seen["hosts"])
-            true(answered if keep else answered == pods, f"of the pods {when} it, only {sorted(answered)} answered")
+        for when, names in (("before", before), ("after", after)):
+            answered = names & set(seen["hosts"])
+            true(answered if keep else answered == names, f"of the pods {when} it, only {sorted(answered)} answered")
         before = after

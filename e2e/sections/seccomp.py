@@ -15,9 +15,13 @@ def lacking(cluster: Cluster) -> str | None:
 def run(cluster: Cluster) -> None:
     step = cluster.steps
     place = cluster.asking("seccomp")
+    step("without the operator's word, the runtime's profile denies io_uring, and bytes move over epoll")
+    engine = cluster.status(cluster.shop(place))["engine"]
+    equal(engine["name"], "epoll", f"the engine ({engine['reason']})")
     step("with the operator's word for the profile, the sidecar uses io_uring or says why it cannot")
     cluster.install({"operator": {"seccompProfile": "profiles/tidegate.json"}})
-    web = cluster.shop(place)
+    cluster.restart(place, "web")
+    (web,) = cluster.ready(place, "app=web")
     engine = cluster.status(web)["engine"]
     # The nodes' kernel may forbid it whatever the profile says (kernel.io_uring_disabled).
     disabled = cluster.exec(cluster.client_pod(place), "client", ["sh", "-c", "cat /proc/sys/kernel/io_uring_disabled || echo 0"])

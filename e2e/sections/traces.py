@@ -7,20 +7,25 @@ import secrets
 
 import yaml
 
-from e2e.cluster import MARK, ROOT, Cluster, Object
+from e2e.cluster import ROOT, Cluster, Object
 from e2e.steps import true, until
 
 WHAT = "a request's trace arrives in Jaeger, with the wait for a slot in it, and so does a refusal"
+JAEGER = ROOT / "manifests" / "jaeger.yaml"
+
+
+def lacking(cluster: Cluster) -> str | None:
+    (deployment,) = [item for item in yaml.safe_load_all(JAEGER.read_text()) if item["kind"] == "Deployment"]
+    image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
+    return None if "kind" in cluster.means or cluster.pulls(image) else f"the image {image}"
 
 
 def run(cluster: Cluster) -> None:
     step = cluster.steps
-    for item in yaml.safe_load_all((ROOT / "manifests" / "jaeger.yaml").read_text()):
-        if item["kind"] == "Namespace":
-            item["metadata"].setdefault("labels", {})[MARK] = "yes"
-        cluster.apply(item)
-    cluster.rolled_out("observability", "jaeger")
-    cluster.install({"operator": {"otlp": {"endpoint": "http://jaeger.observability:4317"}}})
+    collector = cluster.namespace("jaeger")
+    cluster.apply_all(JAEGER, collector)
+    cluster.rolled_out(collector, "jaeger")
+    cluster.install({"operator": {"otlp": {"endpoint": f"http://jaeger.{collector}:4317"}}})
     place = cluster.asking("traces")
     annotations = {"tidegate.dev/limit": "1", "tidegate.dev/queue-length": "1", "tidegate.dev/queue-timeout": "5s"}
     change = {"spec": {"replicas": 1, "template": {"metadata": {"annotations": annotations}}}}
@@ -38,7 +43,7 @@ def run(cluster: Cluster) -> None:
 
     def spans() -> list[Object] | None:
         path = f"api/traces/{trace}"
-        text = cluster.core.connect_get_namespaced_service_proxy_with_path("jaeger:http-query", "observability", path)
+        text = cluster.core.connect_get_namespaced_service_proxy_with_path("jaeger:http-query", collector, path)
         data = parsed(text)["data"]
         found: list[Object] = data[0]["spans"] if data else []
         return found if len(found) >= 6 else None

@@ -27,7 +27,7 @@ def run(cluster: Cluster) -> None:
         kinds += [("admissionregistration.k8s.io/v1", f"ValidatingAdmissionPolicy{part}") for part in ("", "Binding")]
         cluster.install({"policies": {"requireSidecar": {"enabled": True}, "checkAnnotations": {"enabled": True}}})
     place = cluster.asking("uninstall")
-    web = cluster.shop(place)
+    true(injected(cluster.shop(place)), "no sidecar")
     source = cluster.client_pod(place)
     true(leftovers(cluster, kinds), "the search finds nothing even while it is installed")
 

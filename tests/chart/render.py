@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "tidegate"
 VALUES = Path(__file__).parent / "values"
 PLAIN = ROOT / "manifests" / "tidegate.yaml"
+# Of others, whose schemas are not Kubernetes' to publish.
+FOREIGN = {"Certificate", "Issuer", "PodMonitor", "PrometheusRule", "ScaledObject"}
 NAME = "tidegate"
 NAMESPACE = "tidegate-system"
 

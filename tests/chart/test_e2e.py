@@ -1,4 +1,4 @@
-"""e2e, as far as it goes without a cluster: it is parsed and type-checked, and what it names exists."""
+"""e2e beside its sections (test_sections.py): types hold, and what it names exists."""
 
 import importlib
 import re

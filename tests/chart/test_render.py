@@ -16,8 +16,6 @@ import render
 # The oldest version the chart is for, the first with policies, the newest whose schemas are published.
 VERSIONS = ["1.28", "1.30", kubernetes_validate.latest_version()]
 SINCE = {"ValidatingAdmissionPolicy": 30, "ValidatingAdmissionPolicyBinding": 30}
-# Of others, whose schemas are not Kubernetes' to publish.
-FOREIGN = {"Certificate", "Issuer", "PodMonitor", "PrometheusRule", "ScaledObject"}
 
 
 def of_kind(objects, kind):
@@ -39,7 +37,7 @@ class Rendered(unittest.TestCase):
         checked = 0
         for name, objects in sources.items():
             for o in objects:
-                if o["kind"] in FOREIGN:
+                if o["kind"] in render.FOREIGN:
                     continue
                 for version in VERSIONS:
                     if int(version.split(".")[1]) >= SINCE.get(o["kind"], 0):

@@ -38,8 +38,12 @@ impl Stopwatch {
 
     /// Whether `bound` is over, in own time.
     pub(crate) fn is_past(&self, bound: Duration) -> bool {
-        self.elapsed() >= bound && self.own() >= bound
+        is_over(bound, self.elapsed(), self.withheld())
     }
+}
+
+fn is_over(bound: Duration, elapsed: Duration, withheld: Duration) -> bool {
+    left_of(elapsed, withheld) >= bound
 }
 
 /// Not all of it is ever withheld, of all processors together: a tenth is left, or a clock that stands still
@@ -65,7 +69,7 @@ fn ticks(stat: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, Stopwatch, left_of};
+    use super::{Duration, is_over, left_of};
 
     #[test]
     fn a_tenth_of_the_time_is_always_left() {
@@ -79,12 +83,12 @@ mod tests {
 
     #[test]
     fn a_bound_is_over_in_own_time_only() {
-        // As if all of it had been withheld, for all time to come.
-        let second = Duration::from_secs(1);
-        let since = std::time::Instant::now() - 20 * second;
-        let away = Stopwatch { since, stolen: super::stolen().saturating_sub(60 * second) };
-        assert!(away.own() >= 2 * second && away.own() < 4 * second, "{away:?}");
-        assert!(away.is_past(2 * second) && !away.is_past(10 * second), "{away:?}");
+        let seconds = Duration::from_secs;
+        assert!(is_over(seconds(10), seconds(20), seconds(10)));
+        assert!(!is_over(seconds(11), seconds(20), seconds(10)));
+        // All of it was withheld, of more processors than one: a tenth is left.
+        assert!(is_over(seconds(2), seconds(20), seconds(60)));
+        assert!(!is_over(seconds(10), seconds(20), seconds(60)));
     }
 
     #[test]

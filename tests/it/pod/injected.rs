@@ -22,31 +22,45 @@ use crate::support::{Engine, Over, SOON, run_beside, skip, until};
 #[test]
 fn the_example_redirected() {
     run_beside(Engine::Epoll, |_| {
-        let Some(spec) = plays("privileged") else { return };
-        let init = spec.init_containers.into_iter().flatten();
-        let names: Vec<_> = init.map(|container| container.name).collect();
-        assert_eq!(names, ["tidegate-capture", "tidegate"]);
+        let Some(spec) = plays("privileged", "1.33") else { return };
+        assert_eq!(names(spec.init_containers.as_deref()), ["tidegate-capture", "tidegate"]);
+        assert_eq!(names(Some(&spec.containers)), ["web"]);
     });
 }
 
 #[test]
 fn the_example_listening() {
     run_beside(Engine::Epoll, |_| {
-        let Some(spec) = plays("restricted") else { return };
+        let Some(spec) = plays("restricted", "1.33") else { return };
         assert_eq!(spec.init_containers.map(|all| all.len()), Some(1), "the sidecar, and no rules");
     });
+}
+
+/// An ordinary container, which may start after the application and may be told to go before it: its hook, and the
+/// application's, which waits for the drain, keep what is under way all the same.
+#[test]
+fn the_example_on_kubernetes_1_28() {
+    run_beside(Engine::Epoll, |_| {
+        let Some(spec) = plays("privileged", "1.28") else { return };
+        assert_eq!(names(spec.init_containers.as_deref()), ["tidegate-capture"]);
+        assert_eq!(names(Some(&spec.containers)), ["web", "tidegate"]);
+    });
+}
+
+fn names(containers: Option<&[Container]>) -> Vec<&str> {
+    containers.into_iter().flatten().map(|container| container.name.as_str()).collect()
 }
 
 /// What the example's application can do at once, and its ConfigMap for Tidegate says.
 const LIMIT: u64 = 8;
 
-/// The example under a level of Pod Security: starts, is what it says, holds its limit, goes without a loss.
-fn plays(level: &str) -> Option<k8s_openapi::api::core::v1::PodSpec> {
+/// The example under a level of Pod Security, on a version of Kubernetes: starts, is what it says, holds its limit, goes without a loss.
+fn plays(level: &str, kubernetes: &str) -> Option<k8s_openapi::api::core::v1::PodSpec> {
     if let Some(reason) = super::missing() {
         skip(reason);
         return None;
     }
-    let pod = injected(level);
+    let pod = injected(level, kubernetes);
     let spec = pod.spec.clone().expect("a pod has a spec");
     let network = Network::new();
     let live = LivePod::start(&network, Families::V4, pod, &config_maps());
@@ -84,12 +98,14 @@ fn plays(level: &str) -> Option<k8s_openapi::api::core::v1::PodSpec> {
             gone.hook.as_ref().expect("the sidecar has one, and so has the application");
         assert!(hook.is_ok() && !gone.killed && gone.code == 0, "{name}: {farewells:?}");
     }
-    assert!(farewells["web"].ended <= farewells["tidegate"].told, "{farewells:?}");
+    let native = !spec.containers.iter().any(|container| container.name == "tidegate");
+    let in_order = farewells["web"].ended <= farewells["tidegate"].told;
+    assert!(in_order || !native, "a native sidecar goes last: {farewells:?}");
     Some(spec)
 }
 
 /// The pod as the kubelet gets to see it.
-fn injected(level: &str) -> Pod {
+fn injected(level: &str, kubernetes: &str) -> Pod {
     let shop = documents("shop.yaml");
     let mut namespace: Namespace = only(&shop, "Namespace");
     let labels = namespace.metadata.labels.get_or_insert_default();
@@ -106,7 +122,8 @@ fn injected(level: &str) -> Pod {
     meta["ownerReferences"] = json!([{
         "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d4f8c9b7", "uid": "1", "controller": true,
     }]);
-    match inject::review(&pod, &context, &Operator::default()) {
+    let operator = Operator::from_yaml(&format!("kubernetes: '{kubernetes}'")).expect("a version");
+    match inject::review(&pod, &context, &operator) {
         Outcome::Patched { patch, warnings } => {
             // What `listen` is, is said of every pod.
             let of_listen =
