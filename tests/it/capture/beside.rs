@@ -61,7 +61,8 @@ fn who_passes_beside_is_counted(engine: Engine) {
 }
 
 /// The rules are removed while it serves: who comes then comes beside, and is counted; with new rules nobody does
-/// any more. Who was through is not looked at: the kernel stops to translate with the last of its NAT chains.
+/// any more. Nobody is through meanwhile: with the last of its NAT chains the kernel stops to translate, and such
+/// connections break.
 fn rules_that_are_taken_away_are_missed(engine: Engine) {
     if let Some(reason) = missing() {
         return skip(reason);
@@ -70,14 +71,14 @@ fn rules_that_are_taken_away_are_missed(engine: Engine) {
     let _app = scene.oracle(APP, Script::Echo);
     let gateway = &scene.gateway;
     let from_outside = || scene.pod.outside(|| POD.map(|pod| talk((pod, APP).into())));
-    let through = from_outside();
+    drop(from_outside());
+    until("they have gone", SOON, || gateway.status().connections == 0);
     let (removed, said) = scene.pod.capture("remove", &[]);
     assert!(removed, "{said}");
     let past = from_outside();
     until("they are missed", SOON, || gateway.port_at(APP).bypass == Some(2));
     assert_eq!(gateway.metric("tidegate_bypass_connections", "port=\"8080\""), 2.0);
     assert_eq!(gateway.port_at(APP).accepted, 2, "only who came before");
-    drop(through);
     let (installed, said) = scene.pod.capture("install", &["--include-inbound-ports", "8080"]);
     assert!(installed, "{said}");
     let again = from_outside();
