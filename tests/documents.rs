@@ -43,7 +43,7 @@ fn holds_table(begin: &str, end: &str, table: &str) {
 }
 
 /// Promises name the tests that prove them: `strict::a_storm_under_a_changing_limit` is that function
-/// in tests/it/strict.rs, tests/it/http/strict.rs, tests/strict.rs, tests/loom/strict.rs, src/strict.rs or
+/// in tests/it/strict.rs or a directory there, tests/strict.rs, tests/loom/strict.rs, src/strict.rs or
 /// src/strict/mod.rs.
 #[test]
 fn every_test_that_is_named_exists() {
@@ -63,6 +63,9 @@ fn every_test_that_is_named_exists() {
             let files = [
                 format!("tests/it/{module}.rs"),
                 format!("tests/it/http/{module}.rs"),
+                format!("tests/it/capture/{module}.rs"),
+                format!("tests/it/live/{module}.rs"),
+                format!("tests/it/pod/{module}.rs"),
                 format!("tests/{module}.rs"),
                 format!("tests/loom/{module}.rs"),
                 format!("src/{module}.rs"),

@@ -50,6 +50,27 @@ impl Network {
     }
 }
 
+/// The kernel's connection tracking, which redirected connections need: when its table is full, new
+/// connections are dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tracking {
+    /// Entries of this network namespace.
+    pub(super) entries: u64,
+    /// How many there may be.
+    pub(super) most: u64,
+}
+
+impl Tracking {
+    /// Read /proc/sys/net/netfilter, where there is one.
+    pub(super) fn now() -> Option<Self> {
+        let number = |name: &str| {
+            let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
+            fs::read_to_string(path).ok()?.trim().parse().ok()
+        };
+        Some(Self { entries: number("count")?, most: number("max")? })
+    }
+}
+
 impl Process {
     /// Read /proc/self.
     pub(crate) fn now() -> Option<Self> {

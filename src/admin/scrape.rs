@@ -26,7 +26,7 @@ use crate::probes::{Finding, Probes};
 use super::exposition::{Families, Labels, write};
 use super::gateway::Gateway;
 use super::negotiate::Format;
-use super::process::{Network, Process};
+use super::process::{Network, Process, Tracking};
 use super::status::{OTHER, PortStatus, PortVitals, Status, Vitals};
 
 /// The page.
@@ -38,6 +38,7 @@ pub(super) fn scrape(gateway: &dyn Gateway, format: Format) -> String {
         probes: gateway.probes(),
         process: Process::now(),
         network: Network::now(),
+        tracking: Tracking::now(),
     };
     page.written(format)
 }
@@ -51,6 +52,7 @@ struct Page {
     probes: Arc<Probes>,
     process: Option<Process>,
     network: Option<Network>,
+    tracking: Option<Tracking>,
 }
 
 /// One port, from all sides.
@@ -421,7 +423,8 @@ mod tests {
         let metrics = vec![metrics, Arc::default()];
         let network = Some(Network { listen_overflows: 1, listen_drops: 2 });
         let probes = Arc::new(probes());
-        Page { status, vitals, metrics, probes, process: Process::now(), network }
+        let tracking = Some(Tracking { entries: 12, most: 65_536 });
+        Page { status, vitals, metrics, probes, process: Process::now(), network, tracking }
     }
 
     fn has(page: &str, line: &str) {
@@ -454,6 +457,8 @@ mod tests {
             "tidegate_listen_backlog{port=\"8080\"} 3",
             "tidegate_listen_backlog_capacity{port=\"8080\"} 128",
             "tidegate_listen_overflows_total 1",
+            "tidegate_conntrack_entries 12",
+            "tidegate_conntrack_entries_max 65536",
             "tidegate_phase{phase=\"closing\"} 1",
             "tidegate_phase{phase=\"serving\"} 0",
             "tidegate_config_changes_total{source=\"file\",result=\"refused\"} 2",

@@ -159,7 +159,8 @@ pub struct PortStatus {
     pub queue_length: u32,
     /// The most slots that were ever in use at once.
     pub peak_active: u64,
-    /// Connections the application has that do not come from here; `None`: it cannot be seen from here.
+    /// Connections the application has that do not come from here; of the entrance, those from other machines to
+    /// captured ports that were never called here. `None`: it cannot be seen from here.
     pub bypass: Option<u64>,
     /// Counters, taken at one moment.
     #[serde(flatten)]

@@ -158,8 +158,12 @@ pub fn port(status: &Value, port: &Value) -> Story {
     if beside > 0 {
         let connections = if beside == 1 { "connection reaches" } else { "connections reach" };
         detail += &format!("; {beside} {connections} the application beside the gateway");
+        let entrance = port["entrance"] == true;
+        if entrance {
+            detail += ", at ports whose rules are missing (tidegate capture check)";
+        }
         // What is let in is limited; what the application has is not.
-        if now.mode == "enforce" && tone == Tone::Calm {
+        if now.mode == "enforce" && tone == Tone::Calm || entrance && tone != Tone::Bad {
             (tone, word) = (Tone::Busy, "passed by");
         }
     }
@@ -460,6 +464,17 @@ mod tests {
         );
         port["recent"]["refused_per_second"]["loop"] = json!(3.0);
         assert_eq!(super::port(&json!({}), &port).tone, Tone::Bad, "that one is");
+    }
+
+    #[test]
+    fn where_rules_are_missing_it_is_said_at_the_entrance() {
+        let mut port = enforcing(0, 0, &json!({}));
+        (port["mode"], port["entrance"], port["bypass"]) = (json!("off"), json!(true), json!(2));
+        assert_eq!(
+            told(&port),
+            "Port 8080: passed by — 0 in flight, nothing is limited; 2 connections reach the application beside \
+             the gateway, at ports whose rules are missing (tidegate capture check)"
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use crate::admin::{self, Connection, Counts, Gateway, Setting};
-use crate::capture::sockets::Beside;
+use crate::capture::sockets::{Beside, Question};
 use crate::config::{Config, Layers, Remark, Source};
 use crate::conn::Port;
 use crate::journal::Journal;
@@ -109,9 +109,15 @@ impl Running {
     /// Every port, and what it is doing.
     fn port_statuses(&self) -> Vec<admin::PortStatus> {
         let ports = self.plane.ports();
-        let beside =
-            self.beside.count(ports.iter().map(|port| self.plane.on_this_machine(port)).collect());
-        ports.iter().zip(beside).map(|(port, bypass)| self.port_status(port, bypass)).collect()
+        let beside = self.beside.count(Question {
+            ports: ports.iter().map(|port| self.plane.on_this_machine(port)).collect(),
+            uncalled: self.plane.captured.as_ref().map(|c| c.uncalled()).unwrap_or_default(),
+        });
+        let each = ports.iter().zip(beside.ports).map(|(port, bypass)| {
+            let bypass = if self.plane.is_entrance(port) { beside.uncalled } else { bypass };
+            self.port_status(port, bypass)
+        });
+        each.collect()
     }
 
     fn port_status(&self, port: &Port, bypass: Option<u64>) -> admin::PortStatus {

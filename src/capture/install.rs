@@ -102,25 +102,42 @@ pub struct Checked {
     pub families: Families,
 }
 
+/// What installing asks of the kernel.
+trait Kernel {
+    /// Our table: `None` there is none, `Some(None)` it is not as we write it.
+    fn read(&mut self) -> Result<Option<Option<Plan>>, CaptureError>;
+    /// One transaction: all of it is in force at once, or nothing of it.
+    fn transact(&mut self, batch: Batch) -> Result<(), CaptureError>;
+    /// Whether redirecting works here.
+    fn prove(&mut self) -> Result<Families, CaptureError>;
+}
+
+/// The one we run on.
+struct Here;
+
 /// Put the rules of `plan` in place of whatever table of ours is there, read them back, and prove
 /// that what they do works.
 pub fn install(plan: &Plan) -> Result<Installed, CaptureError> {
-    let before = read()?;
+    install_on(&mut Here, plan)
+}
+
+fn install_on(kernel: &mut impl Kernel, plan: &Plan) -> Result<Installed, CaptureError> {
+    let before = kernel.read()?;
     // Where NAT does not work nothing is touched.
-    proof::prove()?;
+    kernel.prove()?;
     let unchanged = matches!(&before, Some(Some(there)) if there == plan);
     if !unchanged {
-        put(plan, before.as_ref().and_then(Option::as_ref))?;
+        put(kernel, plan, before.as_ref().and_then(Option::as_ref))?;
     }
-    let proved = read().and_then(|now| match now {
-        Some(Some(there)) if there == *plan => proof::prove(),
+    let proved = kernel.read().and_then(|now| match now {
+        Some(Some(there)) if there == *plan => kernel.prove(),
         _ => Err(CaptureError::Different),
     });
     if proved.is_err() && !unchanged {
         // Traffic that nobody could take over is worse than traffic that is not captured.
         match before {
-            Some(Some(plan)) => transact(Batch::replacing(&plan.table()), true)?,
-            Some(None) | None => transact(Batch::removing(TABLE), true)?,
+            Some(Some(plan)) => kernel.transact(Batch::replacing(&plan.table()))?,
+            Some(None) | None => kernel.transact(Batch::removing(TABLE))?,
         }
     }
     Ok(Installed { plan: plan.clone(), unchanged, families: proved? })
@@ -156,19 +173,33 @@ pub fn try_rules(plan: &Plan) -> Result<(), CaptureError> {
 }
 
 /// Put `plan` in force, in place of the `old` one or of whatever has the table's name.
-fn put(plan: &Plan, old: Option<&Plan>) -> Result<(), CaptureError> {
-    let Some(old) = old else { return transact(Batch::replacing(&plan.table()), true) };
+fn put(kernel: &mut impl Kernel, plan: &Plan, old: Option<&Plan>) -> Result<(), CaptureError> {
+    let Some(old) = old else { return kernel.transact(Batch::replacing(&plan.table())) };
     let mut now = old.table();
     for next in plan.steps_from(old) {
-        if let Err(error) = transact(Batch::changing(&now, &next), true) {
+        if let Err(error) = kernel.transact(Batch::changing(&now, &next)) {
             if now != old.table() {
-                transact(Batch::replacing(&old.table()), true)?;
+                kernel.transact(Batch::replacing(&old.table()))?;
             }
             return Err(error);
         }
         now = next;
     }
     Ok(())
+}
+
+impl Kernel for Here {
+    fn read(&mut self) -> Result<Option<Option<Plan>>, CaptureError> {
+        read()
+    }
+
+    fn transact(&mut self, batch: Batch) -> Result<(), CaptureError> {
+        transact(batch, true)
+    }
+
+    fn prove(&mut self) -> Result<Families, CaptureError> {
+        proof::prove()
+    }
 }
 
 fn open() -> Result<Netlink, CaptureError> {
@@ -294,5 +325,115 @@ impl fmt::Display for Advice<'_> {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::PortSet;
+
+    /// A kernel that does as it is told.
+    struct Told {
+        /// What is there before, and what is found afterwards.
+        there: [Option<Option<Plan>>; 2],
+        /// The transaction that is refused, and those that it took.
+        refuses: Option<usize>,
+        taken: Vec<Vec<u8>>,
+        proves: Vec<bool>,
+        asked: [usize; 3],
+    }
+
+    impl Kernel for Told {
+        fn read(&mut self) -> Result<Option<Option<Plan>>, CaptureError> {
+            self.asked[0] += 1;
+            Ok(self.there[self.asked[0] - 1].clone())
+        }
+
+        fn transact(&mut self, batch: Batch) -> Result<(), CaptureError> {
+            self.asked[1] += 1;
+            if self.refuses == Some(self.asked[1]) {
+                let error = io::ErrorKind::OutOfMemory.into();
+                return Err(CaptureError::Refused { what: "a rule".into(), error });
+            }
+            self.taken.push(bytes(batch));
+            Ok(())
+        }
+
+        fn prove(&mut self) -> Result<Families, CaptureError> {
+            self.asked[2] += 1;
+            match self.proves[self.asked[2] - 1] {
+                true => Ok(Families { v4: true, v6: true }),
+                false => Err(proof::ProofError::NoLoopback.into()),
+            }
+        }
+    }
+
+    fn bytes(batch: Batch) -> Vec<u8> {
+        batch.into_bytes(true).0
+    }
+
+    fn plan(port: u16) -> Plan {
+        Plan::new(PortSet::of([[port; 2]]), &PortSet::default(), 15801)
+    }
+
+    fn kernel(before: Option<Option<Plan>>, after: Option<Option<Plan>>) -> Told {
+        let (there, proves) = ([before, after], vec![true, true]);
+        Told { there, refuses: None, taken: Vec::new(), proves, asked: [0; 3] }
+    }
+
+    #[test]
+    fn a_step_that_is_refused_leaves_the_rules_of_before() {
+        let (old, new) = (plan(80), plan(8080));
+        let restored = bytes(Batch::replacing(&old.table()));
+        for refuses in 1..=3 {
+            let mut kernel = kernel(Some(Some(old.clone())), None);
+            kernel.refuses = Some(refuses);
+            let error = install_on(&mut kernel, &new).expect_err("it was refused");
+            assert!(matches!(error, CaptureError::Refused { .. }), "{error}");
+            // The first step that is refused has changed nothing.
+            assert_eq!(kernel.taken.len(), if refuses == 1 { 0 } else { refuses });
+            assert!(refuses == 1 || kernel.taken.last() == Some(&restored), "step {refuses}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_afterwards_or_not_proved_is_taken_back() {
+        let (old, new) = (plan(80), plan(8080));
+        let befores = [None, Some(None), Some(Some(old.clone()))];
+        for before in befores {
+            let undone = match &before {
+                Some(Some(old)) => bytes(Batch::replacing(&old.table())),
+                _ => bytes(Batch::removing(TABLE)),
+            };
+            let mut other = kernel(before.clone(), Some(None));
+            let error = install_on(&mut other, &new).expect_err("something else is there");
+            assert!(matches!(error, CaptureError::Different), "{error}");
+            assert_eq!(other.taken.last(), Some(&undone), "{before:?}");
+            let mut useless = kernel(before.clone(), Some(Some(new.clone())));
+            useless.proves[1] = false;
+            let error = install_on(&mut useless, &new).expect_err("it does not work");
+            assert!(matches!(error, CaptureError::NotProved(_)), "{error}");
+            assert_eq!(useless.taken.last(), Some(&undone), "{before:?}");
+        }
+    }
+
+    #[test]
+    fn where_redirecting_does_not_work_nothing_is_touched() {
+        for before in [None, Some(None), Some(Some(plan(80)))] {
+            let mut kernel = kernel(before, None);
+            kernel.proves[0] = false;
+            install_on(&mut kernel, &plan(8080)).expect_err("it does not work");
+            assert!(kernel.taken.is_empty());
+        }
+    }
+
+    #[test]
+    fn rules_that_were_there_already_stay_when_they_are_not_proved() {
+        let same = || Some(Some(plan(80)));
+        let mut kernel = kernel(same(), same());
+        kernel.proves[1] = false;
+        install_on(&mut kernel, &plan(80)).expect_err("it does not work");
+        assert!(kernel.taken.is_empty());
     }
 }

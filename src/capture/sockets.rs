@@ -4,13 +4,14 @@
 //! Layouts: `linux/inet_diag.h`. No capability is needed.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::PortSet;
 use super::netlink::{DUMP, Message, Netlink, REQUEST, Received, SOCK_DIAG};
 
 /// Where an application listens on this machine.
@@ -20,6 +21,24 @@ pub struct Application {
     pub ip: Option<IpAddr>,
     /// Its port.
     pub port: u16,
+}
+
+/// What is asked about connections beside the gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Question {
+    /// Of each port, where its application is. It can have several addresses.
+    pub ports: Vec<Vec<Application>>,
+    /// Ports that are captured, and that nobody has called here.
+    pub uncalled: PortSet,
+}
+
+/// How many there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// To each port. `None`: its application is not on this machine, or the kernel does not tell.
+    pub ports: Vec<Option<u64>>,
+    /// From other machines to [`Question::uncalled`]: somebody calls those, and no rules bring him here.
+    pub uncalled: Option<u64>,
 }
 
 /// The connections beside the gateway, asked for at most once in a while.
@@ -33,8 +52,8 @@ struct Reading {
     /// When it was finished, and how long that had taken.
     at: Instant,
     took: Duration,
-    of: Vec<Vec<Application>>,
-    counts: Vec<Option<u64>>,
+    of: Question,
+    counted: Counted,
 }
 
 /// Whoever asks more often is told the same: the kernel walks its whole table.
@@ -63,7 +82,7 @@ const FIN_WAIT1: u8 = 4;
 const FIN_WAIT2: u8 = 5;
 const CLOSE_WAIT: u8 = 8;
 const LISTEN: u8 = 10;
-const OPEN: [u8; 4] = [ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT];
+const OPEN_OR_LISTENING: [u8; 5] = [ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LISTEN];
 
 const V4: u8 = libc::AF_INET as u8;
 const V6: u8 = libc::AF_INET6 as u8;
@@ -76,34 +95,37 @@ const MOST_DESCRIPTORS: usize = 16_384;
 const MOST_QUESTIONS: usize = 256;
 
 impl Beside {
-    /// How many connections reach the application of each port beside the gateway. An application can
-    /// have several addresses; `None`: it is not on this machine, or the kernel does not tell.
-    pub fn count(&self, ports: Vec<Vec<Application>>) -> Vec<Option<u64>> {
+    /// How many connections reach applications beside the gateway.
+    pub fn count(&self, of: Question) -> Counted {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = |r: &&Reading| r.of == ports && r.at.elapsed() < FRESH.max(r.took * REST);
+        let fresh = |r: &&Reading| r.of == of && r.at.elapsed() < FRESH.max(r.took * REST);
         if let Some(reading) = last.as_ref().filter(fresh) {
-            return reading.counts.clone();
+            return reading.counted.clone();
         }
         let begun = Instant::now();
-        let flat: Vec<Application> = ports.iter().flatten().copied().collect();
-        let mut found = beside(&flat).map(Vec::into_iter).ok();
+        let flat: Vec<Application> = of.ports.iter().flatten().copied().collect();
+        let (found, uncalled) = beside(&flat, &of.uncalled).ok().unzip();
+        let mut found = found.map(Vec::into_iter);
         let of_port = |apps: &Vec<Application>| {
             let counts = found.as_mut().filter(|_| !apps.is_empty())?;
             Some(counts.take(apps.len()).sum())
         };
-        let counts: Vec<_> = ports.iter().map(of_port).collect();
+        let ports: Vec<_> = of.ports.iter().map(of_port).collect();
+        let counted = Counted { ports, uncalled: uncalled.filter(|_| !of.uncalled.is_empty()) };
         let (at, took) = (Instant::now(), begun.elapsed());
-        *last = Some(Reading { at, took, of: ports, counts: counts.clone() });
-        counts
+        *last = Some(Reading { at, took, of, counted: counted.clone() });
+        counted
     }
 }
 
-/// How many connections each application has that do not come from this process.
-fn beside(applications: &[Application]) -> io::Result<Vec<u64>> {
+/// How many connections each application has that do not come from this process; and how many there are
+/// from other machines to somebody who listens on one of the `uncalled` ports.
+fn beside(applications: &[Application], uncalled: &PortSet) -> io::Result<(Vec<u64>, u64)> {
     let mut counts = vec![0; applications.len()];
-    if applications.is_empty() {
-        return Ok(counts);
+    if applications.is_empty() && uncalled.is_empty() {
+        return Ok((counts, 0));
     }
+    let (mut called, mut listened) = (BTreeMap::<u16, u64>::new(), BTreeSet::new());
     let at = |end: SocketAddr| {
         applications
             .iter()
@@ -113,13 +135,23 @@ fn beside(applications: &[Application]) -> io::Result<Vec<u64>> {
     let mut dialled = HashSet::new();
     let mut served = Vec::new();
     for family in [V4, V6] {
-        dump(family, &OPEN, |listed| {
+        dump(family, &OPEN_OR_LISTENING, |listed| {
+            if listed.state == LISTEN {
+                listened.insert(listed.local.port());
+                return;
+            }
             // What was closed on this side, and is not held by anybody, only waits for its end.
             let gone = listed.inode == 0 && matches!(listed.state, FIN_WAIT1 | FIN_WAIT2);
             if let Some(at) = at(listed.local).filter(|_| !gone && !own.may_hold(&listed)) {
                 served.push((at, listed));
             } else if at(listed.remote).is_some() && own.may_hold(&listed) {
                 dialled.insert((listed.local, listed.remote));
+            } else if !gone
+                && uncalled.contains(listed.local.port())
+                && !is_here(listed.remote.ip(), listed.local.ip())
+            {
+                // Or one that this machine has dialled, from a port that nobody listens on.
+                *called.entry(listed.local.port()).or_default() += 1;
             }
         })?;
     }
@@ -139,7 +171,8 @@ fn beside(applications: &[Application]) -> io::Result<Vec<u64>> {
         }
         counts[at] += 1;
     }
-    Ok(counts)
+    let called = called.iter().filter(|(port, _)| listened.contains(port));
+    Ok((counts, called.map(|(_, count)| count).sum()))
 }
 
 /// Whether anybody listens where `called` leads.

@@ -83,7 +83,7 @@ pub async fn watch(config: Config, events: Sender<Event>) {
     let mut backoff = Backoff::default();
     loop {
         let began = Instant::now();
-        let failure = match session(&config, &events).await {
+        let failure = match session(&config, &events, LASTING).await {
             Ok(()) => return,
             Err(failure) => failure,
         };
@@ -102,8 +102,13 @@ pub async fn watch(config: Config, events: Sender<Event>) {
 /// Between the end of one attempt and the beginning of the next.
 const SHORTEST: Duration = Duration::from_millis(800);
 
-/// From the first question to the failure. `Ok`: there is nothing left to watch.
-async fn session(config: &Config, events: &Sender<Event>) -> Result<(), Failure> {
+/// From the first question to the failure. `Ok`: there is nothing left to watch. A watch is good that ends
+/// after `lasting`.
+async fn session(
+    config: &Config,
+    events: &Sender<Event>,
+    lasting: Duration,
+) -> Result<(), Failure> {
     let (client, namespace) = api::connect(&config.access).await?;
     let namespace = config.namespace.as_deref().unwrap_or(&namespace);
     let pods = Request::new(Pod::url_path(&(), Some(namespace)));
@@ -116,7 +121,7 @@ async fn session(config: &Config, events: &Sender<Event>) -> Result<(), Failure>
     let body = api::whole(answer.into_body(), api::MOST).await?;
     let list: ObjectList<Object> = serde_json::from_slice(&body).map_err(not_understood)?;
     let version = list.metadata.resource_version.clone().unwrap_or_default();
-    let mut place = Place { version, uid: config.uid.clone() };
+    let mut place = Place { version: version.clone(), uid: config.uid.clone() };
     let ours = list.items.into_iter().find(|pod| pod.metadata.name.as_ref() == Some(&config.name));
     let Some(pod) = ours else {
         return Err(Failure::NoPod(format!("{namespace}/{}", config.name)));
@@ -125,6 +130,8 @@ async fn session(config: &Config, events: &Sender<Event>) -> Result<(), Failure>
     {
         return Ok(());
     }
+    // The pod's own version is that of its last change, which the server may have forgotten long ago.
+    place.version = version;
     loop {
         let began = Instant::now();
         let timeout = WATCH.start + (f64::from(WATCH.end - WATCH.start) * chance()) as u32;
@@ -134,7 +141,7 @@ async fn session(config: &Config, events: &Sender<Event>) -> Result<(), Failure>
         if follow(answer, &mut place, events).await? {
             return Ok(());
         }
-        if began.elapsed() < LASTING {
+        if began.elapsed() < lasting {
             return Err(Failure::Closed);
         }
     }
@@ -261,4 +268,112 @@ fn chance() -> f64 {
     // Without chance the pods come together, which the server survives.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{SocketAddr, TcpListener};
+    use std::thread::JoinHandle;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Gives these answers to one question each, then none; answers what was asked.
+    fn server(answers: Vec<(u16, String)>) -> (SocketAddr, JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let serve = move || {
+            let mut asked = Vec::new();
+            for (status, body) in answers {
+                let (stream, _) = listener.accept().expect("a question");
+                let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+                asked.push(lines.next().expect("a request"));
+                lines.find(String::is_empty).expect("the end of its head");
+                let head = format!("HTTP/1.1 {status} x\r\nConnection: close\r\n\r\n");
+                (&stream).write_all((head + &body).as_bytes()).expect("it reads");
+            }
+            asked
+        };
+        (address, std::thread::spawn(serve))
+    }
+
+    fn pod(version: u32, limit: u32) -> Value {
+        json!({ "name": "web", "uid": "1", "resourceVersion": version.to_string(),
+            "annotations": { "limit": limit.to_string() } })
+    }
+
+    fn line(kind: &str, metadata: &Value) -> String {
+        let object = json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata });
+        format!("{}\n", json!({ "type": kind, "object": object }))
+    }
+
+    /// What a session with such a server comes to: what was asked, what was seen, and why it ended.
+    async fn played(
+        answers: Vec<(u16, String)>,
+        lasting: Duration,
+    ) -> (Vec<String>, Vec<Event>, Failure) {
+        let (address, asked) = server(answers);
+        let dir = tempfile::tempdir().expect("a directory");
+        let kubeconfig = dir.path().join("kubeconfig");
+        let context = json!({ "cluster": "c", "user": "u", "namespace": "shop" });
+        let text = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "contexts": [{ "name": "c", "context": context }],
+            "clusters": [{ "name": "c", "cluster": { "server": format!("http://{address}") } }],
+            "users": [{ "name": "u", "user": {} }],
+        });
+        std::fs::write(&kubeconfig, text.to_string()).expect("written");
+        let access = Access::Kubeconfig(kubeconfig);
+        let config = Config { name: "web".into(), namespace: None, uid: None, access };
+        let (tell, mut events) = tokio::sync::mpsc::channel(100);
+        let failure = session(&config, &tell, lasting).await.expect_err("it has to end");
+        drop(tell);
+        let mut seen = Vec::new();
+        while let Some(event) = events.recv().await {
+            seen.push(event);
+        }
+        (asked.join().expect("no panic"), seen, failure)
+    }
+
+    fn list() -> (u16, String) {
+        let list = json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
+            "metadata": { "resourceVersion": "100" }, "items": [{ "metadata": pod(90, 3) }] });
+        (200, list.to_string())
+    }
+
+    fn bookmark(version: &str) -> (u16, String) {
+        (200, line("BOOKMARK", &json!({ "resourceVersion": version, "creationTimestamp": null })))
+    }
+
+    #[tokio::test]
+    async fn a_watch_whose_time_is_up_goes_on_from_the_last_word() {
+        let gone = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": "too old resource version", "reason": "Expired", "code": 410 });
+        let answers = vec![
+            list(),
+            bookmark("140"),
+            (200, line("MODIFIED", &pod(141, 4))),
+            (200, String::new()),
+            (410, gone.to_string()),
+        ];
+        let (asked, seen, failure) = played(answers, Duration::ZERO).await;
+        let from = |question: &String| {
+            let (_, rest) = question.split_once("resourceVersion=")?;
+            rest.split(['&', ' ']).next().map(str::to_owned)
+        };
+        let from: Vec<_> = asked.iter().map(from).collect();
+        let expected = [None, Some("100"), Some("140"), Some("141"), Some("141")];
+        assert_eq!(from, expected.map(|version| version.map(str::to_owned)), "{asked:?}");
+        let said = |limit: &str| Event::Annotations([("limit".into(), limit.into())].into());
+        assert_eq!(seen, [said("3"), Event::Watching, said("4")]);
+        assert_eq!(failure, Failure::Gone, "as a status");
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_ends_at_once_is_none() {
+        let (asked, _, failure) = played(vec![list(), bookmark("140")], LASTING).await;
+        assert_eq!((asked.len(), failure), (2, Failure::Closed));
+    }
 }

@@ -237,6 +237,7 @@ impl Layers {
             usual: self.terms(None),
             named: named.map(|port| (port, self.terms(Some(port)))).collect(),
             gated: self.included(),
+            expected: self.ports_named("include-inbound-ports").map(|_| self.included()),
         }
     }
 

@@ -57,6 +57,9 @@ pub struct TermsByPort {
     pub named: BTreeMap<u16, Terms>,
     /// Those that are gated; whatever comes to another one is passed.
     pub gated: PortSet,
+    /// Those that rules are to bring here, if somebody says so: all are gated unless told otherwise, but whoever
+    /// writes the rules by hand need not name them twice.
+    pub expected: Option<PortSet>,
 }
 
 /// The captured ports of the process.
@@ -211,6 +214,16 @@ impl Captured {
             .and_then(|called| self.way(called))
     }
 
+    /// The ports that should come here and have no gate of their own: nobody has called them here yet. Empty:
+    /// that is not known, or there is none.
+    pub fn uncalled(&self) -> PortSet {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(expected) = &table.terms.expected else { return PortSet::default() };
+        let called = table.ports.iter().map(|port| port.listen.port());
+        let known = called.chain(self.own.shared.own_ports());
+        expected.minus(&PortSet::of(known.map(|port| [port; 2])))
+    }
+
     /// Whether ports share a gate, so that not every port that is called is one of [`Self::ports`].
     pub fn is_shared(&self) -> bool {
         !self.table.read().unwrap_or_else(PoisonError::into_inner).sharing.is_empty()
@@ -304,11 +317,6 @@ impl<E: Engine> Ways<E> {
 
     /// The first decision about a connection that was captured.
     pub(super) async fn take(&self, engine: &E, tasks: &TaskTracker, (socket, peer): Accepted) {
-        // One socket takes both families; the rest of the story is not about that.
-        let peer = peer.map(|peer| match peer.ip().to_canonical() {
-            ip if ip.is_ipv4() => SocketAddr::new(ip, peer.port()),
-            _ => peer,
-        });
         let port = match self.captured.route(&socket, peer) {
             Ok(port) => port,
             Err(no_way) => return self.captured.refuse((socket, peer), no_way),

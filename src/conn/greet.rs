@@ -145,6 +145,7 @@ async fn give_up<E: Engine>(engine: &E, port: &Port, app: &E::Stream) {
 
 /// Get a slot and the application's connection, and wait for somebody to speak.
 async fn first_word<E: Engine>(engine: &E, port: &Port, conn: &mut Conn<E>, entry: Entry) -> Turn {
+    let header = conn.header(engine, port);
     let Conn { client, app, admission, config, entry: listed } = conn;
     let mut word = pin!(listen_to(engine, client));
     let permit = match entry {
@@ -177,7 +178,7 @@ async fn first_word<E: Engine>(engine: &E, port: &Port, conn: &mut Conn<E>, entr
             Spoken::Nothing => return Turn::Over(Outcome::Refused(Reason::ClientGone)),
             spoken => return Turn::Spoke(spoken),
         },
-        dialled = connect::connect(engine, port, config, listed.client()) => dialled,
+        dialled = connect::connect(engine, port, config, header) => dialled,
     };
     let stream = match dialled {
         Ok(stream) => {

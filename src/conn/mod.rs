@@ -135,8 +135,8 @@ fn carry<E: Engine>(
         // A greeting may have connected already, to hear whether the application speaks first.
         if conn.app.is_none() {
             conn.entry.enter(Stage::Connecting);
-            let client = conn.entry.client();
-            conn.app = Some(connect::connect(engine, port, &conn.config, client).await?);
+            let header = conn.header(engine, port);
+            conn.app = Some(connect::connect(engine, port, &conn.config, header).await?);
             conn.entry.dialled(true);
         }
         conn.entry.enter(Stage::Relaying);
@@ -149,6 +149,12 @@ impl<E: Engine> Conn<E> {
     fn part(self) -> (E::Stream, Conn<E, ()>) {
         let Self { client, app, admission, config, entry } = self;
         (client, Conn { client: (), app, admission, config, entry })
+    }
+
+    /// What the application is told about the client.
+    fn header(&self, engine: &E, port: &Port) -> Vec<u8> {
+        let client = self.entry.client().map(|client| (client, engine.socket(&self.client)));
+        connect::header(port, &self.config, client)
     }
 
     fn bytes(&self) -> [u64; 2] {

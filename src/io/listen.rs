@@ -138,7 +138,8 @@ impl Ending {
 }
 
 /// One non-blocking accept; the connection comes non-blocking too. Errors of a connection that
-/// died in the backlog are passed over, as accept(2) says they must be.
+/// died in the backlog are passed over, as accept(2) says they must be. A peer has the address by which
+/// others know it: that one socket takes both families is nobody else's business.
 pub fn accept(listener: &Socket) -> io::Result<Accepted> {
     /// More in a row is no accident: something forbids accepting as such.
     const DEAD_IN_A_ROW: usize = 64;
@@ -148,12 +149,20 @@ pub fn accept(listener: &Socket) -> io::Result<Accepted> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         match rustix::net::acceptfrom_with(listener, flags).map_err(io::Error::from) {
             Ok((stream, peer)) => {
-                let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok()).map(plain);
                 return Ok((Socket::from(stream), peer));
             }
             Err(e) if is_of_the_connection(&e) && dead < DEAD_IN_A_ROW => dead += 1,
             Err(e) => return Err(e),
         }
+    }
+}
+
+/// An IPv4 address as such where IPv6 has wrapped it up.
+fn plain(peer: SocketAddr) -> SocketAddr {
+    match peer.ip().to_canonical() {
+        ip if ip.is_ipv4() => SocketAddr::new(ip, peer.port()),
+        _ => peer,
     }
 }
 
@@ -196,9 +205,18 @@ const DROP_NEW_SYNS: [SockFilter; 5] = [
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, TcpStream};
+    use std::net::TcpStream;
 
     use super::*;
+
+    #[test]
+    fn a_socket_for_both_families_knows_its_peers_by_their_own_addresses() {
+        let listener = open((Ipv6Addr::UNSPECIFIED, 0).into()).expect("a free port");
+        let port = listener.local_addr().expect("bound").as_socket().expect("an IP socket").port();
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connects");
+        let (_, peer) = accept(&listener).expect("accepts");
+        assert_eq!(peer, client.local_addr().ok());
+    }
 
     #[test]
     fn the_backlog_is_what_nobody_has_accepted_yet() {

@@ -112,6 +112,21 @@ mod tests {
     }
 
     #[test]
+    fn while_connections_arrive_the_announcement_is_at_most_twice_as_long() {
+        let latest = |delay, timeout, grace| {
+            let start = Instant::now();
+            let schedule = config(delay, timeout, grace).schedule(start);
+            (schedule.announce_latest - start, schedule.deadline - start)
+        };
+        assert_eq!(latest(5, None, 30).0, secs(10));
+        assert_eq!(latest(0, None, 30).0, secs(0));
+        assert_eq!(latest(5, Some(10), 60), (secs(10), secs(20)), "the work has its time after it");
+        // A quarter of what there is stays for the work, and what was shrunk is doubled.
+        assert_eq!(latest(5, None, 8).0, Duration::from_millis(4_500));
+        assert_eq!(latest(5, Some(25), 30).0, secs(4));
+    }
+
+    #[test]
     fn a_deletion_that_was_seen_knows_better_than_the_settings_when_the_end_is() {
         let start = Instant::now();
         for grace in [8, 120] {

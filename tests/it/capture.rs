@@ -2,18 +2,18 @@
 //! another, a wire between them. The application listens where it always does and is told nothing; the
 //! gateway runs without any capability.
 
+mod beside; // who is not captured is counted
 mod loops; // nobody goes round in a circle, and nothing else is reachable
 mod rules; // what is written, and what is left alone
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::ledger::{Client, End, Ledger, closed_loop, exchange};
-use crate::support::namespace::{self, CLIENT, POD, Pod};
+use crate::support::namespace::{self, POD, Pod};
 use crate::support::oracle::{Oracle, Script};
 use crate::support::server::Server;
 use crate::support::{Engine, Over, SOON, engines, process, scale, skip, until};
@@ -22,10 +22,8 @@ engines!(
     limited_queued_and_refused_over_both_families,
     each_port_has_its_gate,
     who_may_wait_holds_up_no_other_port,
-    the_application_is_told_the_client,
     postgresql_sees_no_client_of_loopback,
     rules_change_under_traffic,
-    who_passes_beside_is_counted,
     what_had_nowhere_to_go_is_explained,
     another_port_that_is_called_takes_no_drain_back,
     many_short_lived_listeners_share_a_gate,
@@ -187,63 +185,6 @@ fn who_may_wait_holds_up_no_other_port(engine: Engine) {
     scene.gateway.assert_clean();
 }
 
-/// `X-Forwarded-For` and PROXY name the client, of either family, and the application sees its own
-/// address as the peer, never loopback. nginx is as it comes.
-fn the_application_is_told_the_client(engine: Engine) {
-    if let Some(reason) = missing() {
-        return skip(reason);
-    }
-    if !process::installed("nginx") || !process::installed("curl") {
-        return skip("nginx or curl is not installed");
-    }
-    let setup = capturing(engine).set("protocol", "auto").set("limit", 4);
-    let setup = setup.set("send-proxy-protocol", "8081=true").also("protocol", "8081=tcp");
-    let scene = Scene::new(Pod::new(), "8080,8081", setup);
-    let _server = scene.pod.inside(|| {
-        Server::start_at(8080, |dir, _| {
-            let text = format!(
-                "daemon off; worker_processes 1; pid {dir}/pid; error_log {dir}/error.log;
-                 events {{ worker_connections 64; }}
-                 http {{
-                     access_log off;
-                     client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f;
-                     uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
-                     server {{
-                         listen [::]:8080 ipv6only=off;
-                         location / {{ return 200 '$http_x_forwarded_for $remote_addr'; }}
-                     }}
-                     server {{
-                         listen [::]:8081 ipv6only=off proxy_protocol;
-                         location / {{ return 200 '$proxy_protocol_addr $proxy_protocol_server_addr $remote_addr'; }}
-                     }}
-                 }}",
-                dir = dir.display()
-            );
-            std::fs::write(dir.join("nginx.conf"), text).expect("writes");
-            let mut command = Command::new("nginx");
-            command.arg("-p").arg(dir).arg("-c").arg(dir.join("nginx.conf"));
-            command
-        })
-    });
-    for (pod, client) in POD.into_iter().zip(CLIENT) {
-        let get = |port: u16| {
-            let url = format!("http://{}/", SocketAddr::new(pod, port));
-            scene.pod.outside(|| {
-                let output = Command::new("curl").args(["-sS", "-g", &url]).output();
-                String::from_utf8_lossy(&output.expect("curl runs").stdout).into_owned()
-            })
-        };
-        let (mapped_pod, mapped_client) = match (pod, client) {
-            (IpAddr::V4(_), IpAddr::V4(_)) => (format!("::ffff:{pod}"), client.to_string()),
-            _ => (pod.to_string(), client.to_string()),
-        };
-        assert_eq!(get(8080), format!("{client} {mapped_pod}"));
-        assert_eq!(get(8081), format!("{mapped_client} {pod} {mapped_pod}"));
-    }
-    drop(_server);
-    scene.gateway.assert_clean();
-}
-
 /// PostgreSQL with rules that turn loopback away: remote clients come from the pod's own address.
 fn postgresql_sees_no_client_of_loopback(engine: Engine) {
     if let Some(reason) = missing() {
@@ -338,44 +279,6 @@ fn rules_change_under_traffic(engine: Engine) {
     let beside = total - scene.gateway.port_at(APP).accepted;
     eprintln!("{beside} of {total} connections passed beside in {wanted} changes");
     assert_eq!(beside, 0, "of {total} in {wanted} changes");
-}
-
-/// Connections that reach the application without the gateway are seen, those of the gateway are not:
-/// with capture and with a listener, over both families.
-fn who_passes_beside_is_counted(engine: Engine) {
-    if let Some(reason) = missing() {
-        return skip(reason);
-    }
-    let scene = Scene::new(Pod::new(), "8080", capturing(engine).set("limit", 9));
-    let _app = scene.oracle(APP, Script::Echo);
-    let beside = |port| {
-        let label = format!("port=\"{port}\"");
-        scene.gateway.metric("tidegate_bypass_connections", &label)
-    };
-    let talk = |to: SocketAddr| {
-        let mut stream = TcpStream::connect(to).expect("connects");
-        stream.write_all(b"x").expect("writes");
-        stream.read_exact(&mut [0]).expect("an echo");
-        stream
-    };
-    let through = scene.pod.outside(|| POD.map(|pod| talk((pod, APP).into())));
-    assert_eq!(beside(APP), 0.0, "those are ours");
-    let locals = [POD[0], POD[1], "127.0.0.1".parse().expect("an address")];
-    let past = scene.pod.inside(|| locals.map(|ip| talk((ip, APP).into())));
-    until("those are not", SOON, || beside(APP) == 3.0);
-    assert_eq!(scene.gateway.port_at(APP).bypass, Some(3));
-    drop(past);
-    until("they have gone", SOON, || beside(APP) == 0.0);
-    drop(through);
-    scene.gateway.assert_clean();
-
-    let setup = Setup::without_port(engine).set("listen", "[::]:9080=127.0.0.1:8080");
-    let listening = start(&scene.pod, setup);
-    let through = scene.pod.outside(|| talk((POD[0], 9080).into()));
-    let past = scene.pod.inside(|| talk((POD[0], APP).into()));
-    until("one of the two is not ours", SOON, || listening.port().bypass == Some(1));
-    drop((through, past));
-    listening.assert_clean();
 }
 
 /// The last refusal, as people read it.

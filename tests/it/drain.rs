@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -10,7 +11,7 @@ use crate::support::gateway::{Draining, Gateway, Setup};
 use crate::support::ledger::{self, Client, End, Ledger};
 use crate::support::oracle::{Oracle, Script};
 use crate::support::{
-    Engine, Rng, SOON, Stopwatch, engines, namespace, process, run, scale, skip, slack, until,
+    Engine, Over, Rng, SOON, Stopwatch, engines, namespace, process, run, scale, skip, slack, until,
 };
 
 engines!(
@@ -21,6 +22,7 @@ engines!(
     the_queue_is_served_while_it_closes,
     a_full_queue_still_refuses,
     announcing_still_accepts,
+    the_announcement_goes_on_while_connections_arrive,
     a_second_signal_means_now,
     draining_twice_is_draining_once,
     an_idle_gateway_leaves_at_once,
@@ -233,6 +235,36 @@ fn announcing_still_accepts(engine: Engine) {
     drop(oracle); // without an application there is nothing to announce
     let report = draining.report();
     assert_eq!((report.late_arrivals, report.cut), (50, 0), "{report:?}");
+    gateway.terminate(slack(Duration::from_secs(2)));
+}
+
+/// Whoever still calls has not heard of it: it is announced for longer, but not for more than twice as long.
+fn the_announcement_goes_on_while_connections_arrive(engine: Engine) {
+    let oracle = Oracle::start(Script::Work);
+    let mut gateway = Setup::new(engine, oracle.address).set("drain-delay", "1s").start();
+    let (start, over) = (Stopwatch::start(), AtomicBool::new(false));
+    let draining = gateway.drain();
+    let (ledger, took, own) = std::thread::scope(|scope| {
+        let over = Over(&over);
+        let load = scope.spawn(|| {
+            let mut ledger = Ledger::default();
+            while !over.0.load(Ordering::Relaxed) {
+                ledger.enter(ledger::exchange(gateway.address, Duration::ZERO, SOON));
+            }
+            ledger
+        });
+        until("it closes", SOON, || gateway.status().phase != "announcing");
+        let (took, own) = (start.elapsed(), start.own());
+        over.0.store(true, Ordering::Relaxed);
+        (load.join().expect("no panic"), took, own)
+    });
+    // With nobody it were a second; a quarter of that more must then be quiet.
+    assert!(took >= Duration::from_millis(1_250), "{took:?}");
+    assert!(own < slack(Duration::from_secs(2)), "{took:?}");
+    let report = draining.report();
+    assert!(report.late_arrivals > 0, "{report:?} {ledger:?}");
+    let lost = ledger.of(End::Lost) + ledger.of(End::Reset) + ledger.of(End::TimedOut);
+    assert_eq!((lost, report.cut), (0, 0), "{ledger:?} {report:?}");
     gateway.terminate(slack(Duration::from_secs(2)));
 }
 

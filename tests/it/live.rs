@@ -1,9 +1,12 @@
 //! Settings in a pod: annotations by file and by the API server, the namespace's ConfigMap, `tidegate set`.
 //! What is in force is what was last valid, whoever is mistaken or away, and traffic notices nothing.
 
+mod resumed; // watches that end as they should
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
+use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -506,7 +509,7 @@ fn nothing_that_is_said_in_a_pod_ends_it() {
     });
 }
 
-/// A service account as every pod has it, whose token is exchanged while the pod runs.
+/// A service account as every pod has it, whose token is exchanged while the pod runs; in a cluster of IPv6.
 #[test]
 fn a_rotated_token_is_read_again() {
     if let Some(missing) = namespace::missing() {
@@ -514,7 +517,7 @@ fn a_rotated_token_is_read_again() {
     }
     run(Engine::Epoll, |engine| {
         let oracle = Oracle::start(Script::Work);
-        let api = ApiServer::start();
+        let api = ApiServer::start_at(Ipv6Addr::LOCALHOST.into());
         // A file system of its own, with the account where every pod has it.
         let account = "/run/secrets/kubernetes.io/serviceaccount";
         let script = format!(

@@ -10,7 +10,11 @@ impl Page {
         out.gauges(
             "tidegate_admission_limit",
             "Slots at once that are enforced; +Inf: none",
-            self.each(|p| p.enforced_limit()),
+            // The entrance is no gate: what passes beside it is told of, whatever holds on other ports.
+            self.many(|p| match p.status.entrance {
+                true => Vec::new(),
+                false => vec![(Labels::new(), p.enforced_limit())],
+            }),
         )?;
         out.gauges("tidegate_admission_active", "Slots in use", self.each(|p| p.status.active))?;
         out.gauges(
@@ -152,6 +156,18 @@ impl Page {
             "Connections the kernel keeps until they are accepted, at most",
             of(1),
         )?;
+        if let Some(tracking) = self.tracking {
+            out.gauges(
+                "tidegate_conntrack_entries",
+                "Connections the kernel tracks in this network namespace, which what is captured needs",
+                one(tracking.entries),
+            )?;
+            out.gauges(
+                "tidegate_conntrack_entries_max",
+                "Connections the kernel tracks at most; beyond that new ones are dropped",
+                one(tracking.most),
+            )?;
+        }
         let Some(network) = self.network else {
             return Ok(());
         };

@@ -168,7 +168,7 @@ impl<E: Engine> Client<E> {
         version: Version,
     ) -> Self {
         let address = conn.entry.client();
-        let ip = address.map(|address| address.ip().to_canonical());
+        let ip = address.map(|address| address.ip());
         let node = ip.map(|ip| if ip.is_ipv4() { ip.to_string() } else { format!("\"[{ip}]\"") });
         let value = |text: String| HeaderValue::try_from(text).ok();
         Self {

@@ -228,7 +228,8 @@ impl<E: Engine> Upstream<E> {
 
     /// A new connection, by nobody watched yet.
     pub(super) async fn reach(&self, config: &Config) -> Result<Rc<Line<E>>, Reason> {
-        let stream = connect::connect(&self.engine, &self.port, config, None).await;
+        let header = connect::header(&self.port, config, None);
+        let stream = connect::connect(&self.engine, &self.port, config, header).await;
         let stream = stream.map_err(|outcome| match outcome {
             Outcome::Refused(reason) => reason,
             _ => Reason::Draining,

@@ -72,7 +72,7 @@ pub fn push(about: &mut Vec<KeyValue>, key: &'static str, value: Option<&str>) {
 /// Who called, and where. What clients say about themselves is not believed.
 pub fn from(about: &mut Vec<KeyValue>, peer: Option<SocketAddr>, local: SocketAddr) {
     if let Some(peer) = peer {
-        let ip = peer.ip().to_canonical();
+        let ip = peer.ip();
         about.push(pair("client.address", ip.to_string()));
         about.push(pair("network.peer.address", ip.to_string()));
         about.push(pair("network.peer.port", i64::from(peer.port())));

@@ -2,11 +2,12 @@
 //! and nothing is left behind.
 
 use std::io::Read;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::{APP, Scene, any, capturing, missing, start};
+use super::{APP, Scene, any, capturing, explained, missing, start};
 use crate::support::gateway::Port;
 use crate::support::ledger::{Client, End, exchange};
 use crate::support::namespace::{CLIENT, POD, Pod};
@@ -16,6 +17,7 @@ use crate::support::{Engine, SOON, engines, process, skip, until};
 engines!(
     nobody_goes_round_in_a_circle,
     a_dial_that_comes_back_is_known,
+    nothing_is_carried_to_others,
     only_the_documented_ports_are_open,
 );
 
@@ -126,6 +128,62 @@ fn a_dial_that_comes_back_is_known(engine: Engine) {
     assert_eq!(pod.succeed(&user).trim(), "8", "an answer");
     gateway.assert_clean();
     assert_eq!(gateway.port_at(APP).admitted, 5);
+}
+
+/// Behind the pod, for the client; behind the client, for the pod. Nobody has them.
+const ELSEWHERE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 8, 0, 9)),
+    IpAddr::V6(Ipv6Addr::new(0xfd08, 0, 0, 0, 0, 0, 0, 9)),
+];
+
+/// Somebody's rules redirect what is for a face of the gateway, and what is for another machine and only
+/// passes here: each is refused once, as what it is, and nobody is dialled for it.
+fn nothing_is_carried_to_others(engine: Engine) {
+    if let Some(reason) = missing() {
+        return skip(reason);
+    }
+    let setup = capturing(engine).set("limit", 4).set("metrics", "[::]:15822");
+    let scene = Scene::new(Pod::new(), "8080", setup);
+    let mut rules = "add table inet astray
+        add chain inet astray pre { type nat hook prerouting priority -110 ; }
+        add rule inet astray pre tcp dport 15822 redirect to :15801
+        add chain inet astray out { type filter hook output priority 0 ; }"
+        .to_owned();
+    for ((to, pod), client) in ELSEWHERE.into_iter().zip(POD).zip(CLIENT) {
+        let family = if to.is_ipv4() { "ip" } else { "ip6" };
+        rules += &format!(
+            "\nadd rule inet astray pre {family} daddr {to} tcp dport {APP} redirect to :15801
+             add rule inet astray out {family} daddr {to} counter"
+        );
+        let route = |by: IpAddr| {
+            ["ip", "route", "add"].map(str::to_owned).into_iter().chain([
+                to.to_string(),
+                "via".into(),
+                by.to_string(),
+            ])
+        };
+        let mut words = route(pod);
+        let mut command = Command::new(words.next().expect("a program"));
+        command.args(words);
+        assert!(scene.pod.outside(|| command.status().expect("ip runs").success()));
+        let words: Vec<_> = route(client).collect();
+        scene.pod.succeed(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    scene.pod.succeed(&["nft", &rules]);
+    let gateway = &scene.gateway;
+    let ours =
+        POD.map(|pod| (SocketAddr::new(pod, 15822), "it was going to a port of the gateway"));
+    let foreign = ELSEWHERE.map(|to| (SocketAddr::new(to, APP), "it was going to another machine"));
+    for ((to, why), count) in ours.into_iter().chain(foreign).zip(1..) {
+        assert_eq!(scene.pod.outside(|| talk(to)), End::Refused, "{to}");
+        let astray = gateway.port_at(15801);
+        assert_eq!((astray.accepted, astray.refused("loop")), (count, count), "{to}: {astray:?}");
+        let explained = explained(gateway);
+        assert!(explained.contains(why), "{to}: {explained}");
+    }
+    let out = scene.pod.succeed(&["nft", "list", "chain", "inet", "astray", "out"]);
+    assert_eq!(out.matches("counter packets 0 bytes 0").count(), 2, "nobody was dialled: {out}");
+    gateway.assert_clean();
 }
 
 /// A22: a scan of every port, from outside, over both families.

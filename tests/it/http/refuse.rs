@@ -28,6 +28,7 @@ engines!(
     http2_streams_are_refused_one_by_one,
     grpc_is_refused_in_its_own_words,
     the_status_may_be_429,
+    nobody_is_exempt_for_what_he_says_he_is,
     one_client_has_its_own_cap,
     one_tenant_has_its_own_cap,
     an_application_that_is_down,
@@ -131,6 +132,28 @@ fn the_body_is_what_the_client_accepts(engine: Engine) {
             _ => assert!(!text.contains('<'), "{text}"),
         }
         assert!(text.len() < 2_000, "small: {text}");
+    }
+    finish(&gateway, &app, held);
+}
+
+/// A23: whoever says of himself that he probes is refused like everybody: what may pass beside a gate is a
+/// matter of settings, never of words that anybody can say.
+fn nobody_is_exempt_for_what_he_says_he_is(engine: Engine) {
+    let app = HttpOracle::start();
+    let (gateway, held) = full(engine, &app, 0);
+    let says = [
+        "User-Agent: kube-probe/1.36",
+        "User-Agent: kube-probe/1.36\r\nK-Network-Probe: queue",
+        "K-Kubelet-Probe: queue",
+        "User-Agent: ELB-HealthChecker/2.0",
+        "User-Agent: GoogleHC/1.0\r\nX-Forwarded-For: 127.0.0.1",
+    ];
+    for (count, says) in (1..).zip(says) {
+        let mut client = Http1::connect(gateway.address);
+        client.ask("/healthz", &format!("{says}\r\n"));
+        let answer = client.answer().expect("an answer");
+        assert_refusal(&answer, 503, "connection_limit_reached", "limit_reached");
+        refused(&gateway, "limit_reached", count);
     }
     finish(&gateway, &app, held);
 }

@@ -106,14 +106,29 @@ fn the_same_results_with_and_without(engine: Engine) {
         // On a machine that is busy a test of time goes wrong now and then, on either side.
         eprintln!("again: {name}: {how:?} with, {:?} without", without[name]);
         let again = (0..3).map(|_| both(&[name.as_str()]));
-        let same = again.into_iter().any(|(with, without)| with[name].0 == without[name].0);
-        assert!(same, "{name} with the gateway: {how:?}, without: {:?}", without[name]);
+        let same = again.filter(|(with, without)| with[name].0 == without[name].0);
+        assert!(
+            same.take(2).count() == 2,
+            "{name} with the gateway: {how:?}, without: {:?}",
+            without[name]
+        );
     }
+    report_what_is_explained_in_vain(&with, &without);
     let ports = gateway.status().ports;
     let carried: u64 = ports.iter().map(|port| port.admitted).sum();
     eprintln!("{} tests, {carried} connections", with.len());
     assert!(carried > scale(100, 900) as u64, "the gateway carried {carried} connections");
     gateway.assert_clean();
+}
+
+/// Of the whole tests: a reason that nothing has any more can go.
+fn report_what_is_explained_in_vain(with: &Results, without: &Results) {
+    for known in DIFFERENT.iter().flat_map(|(_, names)| names.split_whitespace()) {
+        let mut named = with.iter().filter(|(name, _)| name.ends_with(known));
+        if scale(0, 1) == 1 && named.all(|(name, how)| without[name].0 == how.0) {
+            eprintln!("listed as different, and the same today: {known}");
+        }
+    }
 }
 
 fn explained(name: &str) -> bool {
@@ -131,7 +146,9 @@ fn python() -> Option<&'static str> {
 }
 
 /// How each test went, and why.
-fn results(python: &str, space: &Space, what: &[&str]) -> BTreeMap<String, (String, String)> {
+type Results = BTreeMap<String, (String, String)>;
+
+fn results(python: &str, space: &Space, what: &[&str]) -> Results {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps/cpython_tests.py");
     let mut command = Command::new(python);
     command.arg(&script).args(what).env("PYTHONDONTWRITEBYTECODE", "1");

@@ -28,6 +28,7 @@ mod restarts; // T14: a drain that came to nothing
 mod rolling; // P6: pods are replaced and nobody notices
 mod servers; // nginx, PostgreSQL and grpcio, limited from elsewhere
 mod table; // T36, T37: loops
+mod told; // P9: who the client is
 
 use crate::support::{namespace, process};
 

@@ -1,6 +1,6 @@
 //! Somebody in the pod who dials the application for others, as the proxy of a mesh does. Where the gateway
 //! listens he is limited like everybody; rules for what comes from outside do not see him, but he is counted,
-//! and the status says so.
+//! and the status says so. So is whoever is elsewhere and calls the application's own port.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::kubelet::LivePod;
 use super::network::Network;
 use super::specs::{Case, Mode, Spec, cases};
-use crate::support::gateway::binary;
+use crate::support::gateway::{Gateway, binary};
 use crate::support::ledger::{End, Ledger, closed_loop, exchange, overfill};
 use crate::support::sockets::Watch;
 use crate::support::{SOON, scale, until};
@@ -27,7 +27,10 @@ fn who_dials_inside_is_limited_or_counted(case: Case) {
     let pod = LivePod::start(&network, case.families, spec.pod(), &Default::default());
     pod.wait_ready();
     match case.mode {
-        Mode::Listen => is_limited(case, &pod),
+        Mode::Listen => {
+            is_limited(case, &pod);
+            passes_at_the_applications_port(case, &network, &pod);
+        }
         Mode::Redirect => is_counted(&network, &pod),
     }
 }
@@ -50,6 +53,33 @@ fn is_limited(case: Case, pod: &LivePod) {
     assert_eq!((port.admitted, port.refused("queue_full")), (answered, refused), "{port:?}");
 }
 
+/// Whoever is elsewhere and knows the application's own port need not come to the gateway's.
+fn passes_at_the_applications_port(case: Case, network: &Network, pod: &LivePod) {
+    let gateway = pod.gateway();
+    let dial = |port| TcpStream::connect((pod.address(), port)).expect("connects");
+    let through = network.client.enter(|| dial(case.port(APP)));
+    let beside = network.client.enter(|| [dial(APP), dial(APP)]);
+    assert_beside(&gateway, case.port(APP), 2);
+    assert_eq!(gateway.port_at(case.port(APP)).active, 1, "and the limit is for the others");
+    drop((through, beside));
+    gateway.assert_clean();
+    until("nobody is left", SOON, || gateway.port_at(case.port(APP)).bypass == Some(0));
+}
+
+/// So many reach the application beside the gateway, say the status, the metrics and `tidegate status`.
+#[track_caller]
+fn assert_beside(gateway: &Gateway, port: u16, count: u64) {
+    until("they are counted", SOON, || gateway.port_at(port).bypass == Some(count));
+    let label = format!("port=\"{port}\"");
+    assert_eq!(gateway.metric("tidegate_bypass_connections", &label), count as f64);
+    let mut status = Command::new(binary());
+    status.arg("status").arg("--control").arg(gateway.control());
+    let said = status.output().expect("it runs").stdout;
+    let said = String::from_utf8_lossy(&said);
+    let told = format!("passed by connections that come from elsewhere: {count}");
+    assert!(said.contains(&told), "{said}");
+}
+
 fn is_counted(network: &Network, pod: &LivePod) {
     let gateway = pod.gateway();
     let talk = |to: SocketAddr| {
@@ -61,14 +91,8 @@ fn is_counted(network: &Network, pod: &LivePod) {
     let to = SocketAddr::new(pod.address(), APP);
     let through = network.client.enter(|| [talk(to), talk(to)]);
     let beside = pod.inside(|| [talk(to), talk(to), talk(to)]);
-    until("they are counted", SOON, || gateway.port_at(APP).bypass == Some(3));
-    assert_eq!(gateway.metric("tidegate_bypass_connections", "port=\"8080\""), 3.0);
+    assert_beside(&gateway, APP, 3);
     assert_eq!(gateway.port_at(APP).active, 2, "and the limit is for the others");
-    let mut status = Command::new(binary());
-    status.arg("status").arg("--control").arg(gateway.control());
-    let said = status.output().expect("it runs").stdout;
-    let said = String::from_utf8_lossy(&said);
-    assert!(said.contains("passed by connections that come from elsewhere: 3"), "{said}");
     drop((through, beside));
     gateway.assert_clean();
     until("nobody is left", SOON, || gateway.port_at(APP).bypass == Some(0));

@@ -5,10 +5,10 @@
 //! It is strict: whatever asks for something that a watch of one pod does not need is answered 400 and kept
 //! in `breaches`, which tests expect to be empty.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -82,6 +82,10 @@ struct State {
     breaches: Vec<String>,
     lists: usize,
     watches: usize,
+    /// Every version that somebody was told: others can go on from those.
+    told: BTreeSet<u64>,
+    /// From which version the last watch went on.
+    resumed: Option<u64>,
 }
 
 const NAMESPACE: &str = "shop";
@@ -92,6 +96,11 @@ const WATCH: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v
 impl ApiServer {
     /// With one pod.
     pub(crate) fn start() -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// The same, at an address of this machine.
+    pub(crate) fn start_at(ip: IpAddr) -> Self {
         let real = Cluster::from_env();
         let (namespace, pod) = match &real {
             Some(real) => (real.namespace.clone(), real.pod.clone()),
@@ -99,7 +108,7 @@ impl ApiServer {
         };
         let dir = tempfile::tempdir().expect("a temporary directory");
         let tls = certificates(dir.path());
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let listener = std::net::TcpListener::bind((ip, 0)).expect("a free port");
         let address = listener.local_addr().expect("bound");
         let metadata = json!({
             "name": pod, "namespace": namespace, "uid": "7d1f2c80-0000-4000-8000-000000000001",
@@ -119,6 +128,8 @@ impl ApiServer {
                 breaches: Vec::new(),
                 lists: 0,
                 watches: 0,
+                told: BTreeSet::from([100]),
+                resumed: None,
             }),
             fault: watch::Sender::new(Fault::Nothing),
             over: watch::Sender::new(false),
@@ -192,6 +203,29 @@ impl ApiServer {
         self.shared.lock().token = token.to_owned();
     }
 
+    /// The time of every watch is up, and it ends as it should; then the annotations are these. Answers how far
+    /// the watches have come.
+    pub(crate) fn end_watches(&self, annotations: &BTreeMap<String, String>) -> u64 {
+        assert!(self.real.is_none(), "the real one ends them when it likes");
+        let far = {
+            let mut state = self.shared.lock();
+            state.watchers.clear();
+            state.version
+        };
+        self.annotate(annotations);
+        far
+    }
+
+    /// From which version the last watch went on.
+    pub(crate) fn resumed(&self) -> Option<u64> {
+        self.shared.lock().resumed
+    }
+
+    /// Whether a real one stands behind it.
+    pub(crate) fn is_real(&self) -> bool {
+        self.real.is_some()
+    }
+
     /// How often it was asked: lists and watches.
     pub(crate) fn asked(&self) -> (usize, usize) {
         let state = self.shared.lock();
@@ -221,7 +255,8 @@ fn certificates(dir: &Path) -> Arc<ServerConfig> {
     let authority = CertifiedIssuer::self_signed(authority, key).expect("signed");
     std::fs::write(dir.join("ca.crt"), authority.pem()).expect("written");
     let key = KeyPair::generate().expect("a key");
-    let ours = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).expect("names");
+    let ours =
+        CertificateParams::new(["127.0.0.1", "::1", "localhost"].map(String::from)).expect("names");
     let ours = ours.signed_by(&key, &authority).expect("signed");
     let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
     let config = ServerConfig::builder().with_no_client_auth();
@@ -246,7 +281,11 @@ async fn serve(shared: Arc<Shared>, listener: std::net::TcpListener, tls: Arc<Se
                 if absent {
                     listener = None;
                 } else if listener.is_none() {
-                    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+                    let socket = match address {
+                        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4(),
+                        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6(),
+                    };
+                    let socket = socket.expect("a socket");
                     socket.set_reuseaddr(true).expect("a socket");
                     socket.bind(address).expect("our own port");
                     listener = Some(socket.listen(64).expect("a socket"));
@@ -324,12 +363,17 @@ impl Shared {
         state.metadata["resourceVersion"] = json!(version.to_string());
         let line = json!({ "type": event, "object": object(&state.metadata) });
         state.tell(&line);
+        state.told.insert(version);
         state.history.push((version, line));
     }
 
+    /// Other pods have changed meanwhile, which is all that a bookmark says.
     fn bookmark(&self) {
         let mut state = self.lock();
-        let version = state.version.to_string();
+        state.version += 1;
+        let version = state.version;
+        state.told.insert(version);
+        let version = version.to_string();
         let object = json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
             "metadata": { "resourceVersion": version, "creationTimestamp": null } });
         state.tell(&json!({ "type": "BOOKMARK", "object": object }));
@@ -358,7 +402,7 @@ impl Shared {
             return Some(status(401, "Unauthorized"));
         }
         let watching = query.get("watch") == Some(&"true");
-        if let Err(breach) = self.check(request, &query, watching) {
+        if let Err(breach) = self.check(request, &query, watching, &state.told) {
             state.breaches.push(format!("{breach}: {} {}", request.method(), request.uri()));
             return Some(status(400, &breach));
         }
@@ -376,6 +420,7 @@ impl Shared {
             _ if self.real.is_some() => return None,
             (_, true) => {
                 let from: u64 = query["resourceVersion"].parse().unwrap_or_default();
+                state.resumed = Some(from);
                 let (tell, lines) = mpsc::unbounded_channel();
                 for (_, line) in state.history.iter().filter(|(version, _)| *version > from) {
                     let _ = tell.send(format!("{line}\n").into());
@@ -411,6 +456,7 @@ impl Shared {
         request: &Request<Incoming>,
         query: &BTreeMap<&str, &str>,
         watching: bool,
+        told: &BTreeSet<u64>,
     ) -> Result<(), String> {
         let expect = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
         let path = format!("/api/v1/namespaces/{}/pods", self.namespace);
@@ -427,7 +473,8 @@ impl Shared {
         expect(timeout.is_some_and(|seconds| (1..=290).contains(&seconds)), "a watch ends")?;
         expect(query.get("allowWatchBookmarks") == Some(&"true"), "a watch wants bookmarks")?;
         let version = query.get("resourceVersion").and_then(|text| text.parse::<u64>().ok());
-        expect(version.is_some_and(|version| version >= 100), "a watch goes on from a list")?;
+        let known = version.is_some_and(|version| told.contains(&version) || self.real.is_some());
+        expect(known, "a watch goes on from what it was told")?;
         expect(query.len() == 5, "a watch needs no more")
     }
 }
