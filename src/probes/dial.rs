@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -28,6 +30,8 @@ pub(super) async fn connect(target: &Target, port: u16) -> Result<TcpStream, Ver
     let ends = stream.local_addr().and_then(|local| Ok((local, stream.peer_addr()?)));
     let (local, peer) = ends.map_err(refused)?;
     if local == peer {
+        // Closed with a FIN it would keep the port for a minute from the application it waits for.
+        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
         return Err(Verdict::new(Finding::Refused, format!("nobody listens on {address}")));
     }
     // A request that is written in two parts is not to wait for the first one's acknowledgement.

@@ -14,6 +14,8 @@ pub(crate) struct Http1 {
     pub(crate) stream: TcpStream,
     /// The id of the last request.
     pub(crate) id: u64,
+    /// Whether a byte has come since the last request.
+    heard: bool,
     unread: Vec<u8>,
 }
 
@@ -47,7 +49,7 @@ pub(crate) fn next_id() -> u64 {
 impl Http1 {
     pub(crate) fn try_connect(to: SocketAddr) -> io::Result<Self> {
         let client = ledger::Client::connect(to)?;
-        Ok(Self { stream: client.stream, id: 0, unread: Vec::new() })
+        Ok(Self::of(client))
     }
 
     #[track_caller]
@@ -58,7 +60,11 @@ impl Http1 {
     #[track_caller]
     pub(crate) fn connect_from(source: IpAddr, to: SocketAddr) -> Self {
         let client = ledger::Client::connect_from(source, to).expect("the gateway listens");
-        Self { stream: client.stream, id: 0, unread: Vec::new() }
+        Self::of(client)
+    }
+
+    fn of(client: ledger::Client) -> Self {
+        Self { stream: client.stream, id: 0, heard: false, unread: Vec::new() }
     }
 
     /// Connects and asks, without waiting for the answer.
@@ -87,6 +93,7 @@ impl Http1 {
     /// The head of a request.
     pub(crate) fn begin(&mut self, method: &str, path: &str, more: &str) {
         self.id = next_id();
+        self.heard = !self.unread.is_empty();
         let id = self.id;
         self.send(format!("{method} {path} HTTP/1.1\r\nHost: app\r\nX-Id: {id}\r\n{more}\r\n"));
     }
@@ -172,7 +179,10 @@ impl Http1 {
         loop {
             match self.stream.read(&mut rest)? {
                 0 => return Ok(()),
-                count => take(&rest[..count]),
+                count => {
+                    self.heard = true;
+                    take(&rest[..count]);
+                }
             }
         }
     }
@@ -218,6 +228,7 @@ impl Http1 {
         match self.stream.read(&mut bytes)? {
             0 => Err(ErrorKind::UnexpectedEof.into()),
             count => {
+                self.heard = true;
                 self.unread.extend_from_slice(&bytes[..count]);
                 Ok(())
             }
@@ -238,6 +249,13 @@ impl Http1 {
                 Ok(count) => count == 0,
                 Err(error) => error.kind() == ErrorKind::ConnectionReset,
             }
+    }
+
+    /// Whether `error`, which is all there was instead of an answer, means that the connection was closed before
+    /// a byte of one: as it looks when a request and the end of a kept connection cross.
+    pub(crate) fn was_closed_unheard(&self, error: &io::Error) -> bool {
+        let ends = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+        !self.heard && ends.contains(&error.kind())
     }
 
     /// The ledger's word for the answer to the last request: `Answered` is a 200 with our own id,

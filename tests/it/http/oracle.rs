@@ -5,6 +5,8 @@
 //! the last byte of its answer is written; so for requests that are answered the count is exact and never
 //! too high. It does not look whether somebody still waits for an answer, like most applications.
 
+use std::fs::File;
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -60,6 +62,8 @@ pub(crate) struct HttpOracle {
 
 pub(crate) struct Books {
     seen: Mutex<Vec<Seen>>,
+    /// Where each id is written when it comes, a line each: for whoever is in another process.
+    ids: Option<File>,
     connections: AtomicUsize,
     in_progress: AtomicUsize,
     peak: AtomicUsize,
@@ -75,11 +79,21 @@ impl HttpOracle {
 
     /// At an address of the test's choice.
     pub(crate) fn start_at(address: SocketAddr) -> Self {
+        Self::serving(address, None)
+    }
+
+    /// The same, which writes down every id that comes.
+    pub(crate) fn noting(address: SocketAddr, ids: File) -> Self {
+        Self::serving(address, Some(ids))
+    }
+
+    fn serving(address: SocketAddr, ids: Option<File>) -> Self {
         let listener = std::net::TcpListener::bind(address).expect("the address is free");
         listener.set_nonblocking(true).expect("O_NONBLOCK");
         let address = listener.local_addr().expect("bound");
         let books = Arc::new(Books {
             seen: Mutex::default(),
+            ids,
             connections: AtomicUsize::new(0),
             in_progress: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
@@ -199,9 +213,13 @@ impl Books {
         self.peak.fetch_max(at_once, Ordering::SeqCst);
         let mut seen = self.seen();
         let id = head.headers.iter().find(|(name, _)| name == "x-id");
+        let id = id.and_then(|(_, id)| id.parse::<u64>().ok());
+        if let (Some(mut ids), Some(id)) = (self.ids.as_ref(), id) {
+            ids.write_all(format!("{id}\n").as_bytes()).expect("there is room");
+        }
         seen.push(Seen {
             at: Instant::now(),
-            id: id.and_then(|(_, id)| id.parse().ok()),
+            id,
             method: head.method,
             path: head.path,
             version: head.version,

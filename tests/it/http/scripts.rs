@@ -19,6 +19,7 @@
 //! | `/to-close` | a body that ends with the connection |
 //! | `/break?n=` | promises 10 000 bytes, sends so many, closes |
 //! | `/tunnel` | 101 if asked to upgrade, then echoes bytes; else `ok` |
+//! | `/grpc.health.v1.Health/Check` | that it is serving |
 //! | `/never` | nothing, for ever |
 //! | else | `ok` |
 
@@ -133,6 +134,8 @@ pub(crate) async fn play(exchange: &mut Exchange<'_>) -> io::Result<()> {
             Err(io::ErrorKind::Other.into())
         }
         "/tunnel" if seen.header("upgrade").is_some() => exchange.tunnel().await,
+        // A message of two bytes: of its field 1, 1.
+        "/grpc.health.v1.Health/Check" => exchange.whole(200, &[0, 0, 0, 0, 2, 8, 1]).await,
         "/never" => std::future::pending().await,
         _ => {
             read_body(exchange).await?;

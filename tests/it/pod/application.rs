@@ -3,6 +3,7 @@
 //! They know nothing of a gateway, and have no manners: at SIGTERM they end at once, whatever is under way;
 //! at SIGUSR1 they stop to serve, and stay.
 
+use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
 
@@ -13,6 +14,9 @@ use crate::support::oracle::{Oracle, Script};
 
 /// `work 0.0.0.0:8080`, and what else there is to do; several with commas between.
 pub(super) const WHAT: &str = "TIDEGATE_TEST_POD_APPLICATION";
+
+/// Where those of HTTP write down the id of every request when it comes, a line each.
+pub(super) const IDS: &str = "/tmp/ids";
 
 /// What it says once it can be called.
 pub(super) const LISTENS: &str = "the application listens";
@@ -28,7 +32,10 @@ fn main() {
         let (script, address) = one.split_once(' ').expect("a script and an address");
         let address: SocketAddr = address.parse().expect("an address");
         match script {
-            "http" => running.1.push(HttpOracle::start_at(address)),
+            "http" => {
+                let ids = File::options().create(true).append(true).open(IDS);
+                running.1.push(HttpOracle::noting(address, ids.expect("it has a place to write")));
+            }
             "work" => running.0.push(Oracle::start_at(address, Script::Work)),
             "echo" => running.0.push(Oracle::start_at(address, Script::Echo)),
             other => panic!("no script is called {other}"),

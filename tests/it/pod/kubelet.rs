@@ -44,6 +44,7 @@ struct Stage {
     terminating: AtomicBool,
     over: AtomicBool,
     changes: Mutex<Vec<Change>>,
+    probed: Mutex<Vec<Probed>>,
 }
 
 /// A container, and what its probes say of it.
@@ -63,6 +64,18 @@ pub(crate) struct Change {
     pub(crate) good: bool,
     /// Why it is bad.
     pub(crate) why: String,
+}
+
+/// One probe.
+#[derive(Clone, Debug)]
+pub(crate) struct Probed {
+    pub(crate) begun: Instant,
+    pub(crate) ended: Instant,
+    /// In own time.
+    pub(crate) took: Duration,
+    pub(crate) container: String,
+    pub(crate) kind: Kind,
+    pub(crate) result: Result<(), String>,
 }
 
 /// How a container went, in times since the pod's deletion.
@@ -101,6 +114,7 @@ impl LivePod {
             terminating: AtomicBool::new(false),
             over: AtomicBool::new(false),
             changes: Mutex::default(),
+            probed: Mutex::default(),
         });
         let live = Self { stage, probers: Mutex::default() };
         let spec = live.stage.around.spec().clone();
@@ -164,6 +178,16 @@ impl LivePod {
         self.stage.around.volume(name)
     }
 
+    /// The pod's annotations are these from now on, as its downward API volumes say too.
+    pub(crate) fn annotate(&self, all: BTreeMap<String, String>) {
+        self.stage.around.annotate(all);
+    }
+
+    /// A ConfigMap of the namespace has these files from now on.
+    pub(crate) fn configure(&self, name: &str, files: &BTreeMap<String, String>) {
+        self.stage.around.configure(name, files);
+    }
+
     /// The gateway, which has its control socket in `tidegate/` of the volume that it has at `/run`.
     #[track_caller]
     pub(crate) fn gateway(&self) -> Gateway {
@@ -211,8 +235,35 @@ impl LivePod {
         self.stage.changes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Every probe that has ended, in that order.
+    pub(crate) fn probed(&self) -> Vec<Probed> {
+        self.stage.probed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Deletes the pod: how each container went. The probes go on until the last has gone.
     pub(crate) fn delete(&self) -> BTreeMap<String, Farewell> {
+        self.end(true)
+    }
+
+    /// A Job's end: once the applications have ended by themselves, the sidecars are ended.
+    #[track_caller]
+    pub(crate) fn finish(&self) -> BTreeMap<String, Farewell> {
+        let containers = &self.stage.around.spec().containers;
+        until("the applications have ended", SOON, || {
+            containers.iter().all(|container| self.process(&container.name).ended().is_some())
+        });
+        self.end(false)
+    }
+
+    /// A container that is said not to be alive is ended as at a deletion, and started again.
+    pub(crate) fn restart(&self, name: &str) -> Farewell {
+        let spec = self.stage.around.spec();
+        let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let container = containers.find(|container| container.name == name);
+        self.stage.restart(container.unwrap_or_else(|| panic!("no container {name}")))
+    }
+
+    fn end(&self, applications_too: bool) -> BTreeMap<String, Farewell> {
         let start = Instant::now();
         self.stage.terminating.store(true, Ordering::SeqCst);
         let spec = self.stage.around.spec();
@@ -230,7 +281,7 @@ impl LivePod {
         let applications: Vec<_> = spec.containers.iter().collect();
         let farewells = std::thread::scope(|scope| {
             let mut threads = Vec::new();
-            for container in &spec.containers {
+            for container in spec.containers.iter().filter(|_| applications_too) {
                 let stage = &self.stage;
                 threads.push(scope.spawn(move || stage.end(container, start, end, || true)));
             }
@@ -293,20 +344,35 @@ impl Stage {
     fn probe(&self, container: &Container, kind: Kind, probe: &Probe) {
         let period = Duration::from_secs(probe.period_seconds.unwrap_or(10) as u64);
         let delay = Duration::from_secs(probe.initial_delay_seconds.unwrap_or(0) as u64);
-        let (mut good, mut bad) = (0, 0);
+        let (mut good, mut bad, mut life) = (0, 0, 0);
         let mut next = Instant::now() + delay + WARM_UP;
         while !self.over.load(Ordering::SeqCst) {
-            let started = self.played()[&container.name].started;
+            let (started, restarts) = {
+                let played = self.played();
+                (played[&container.name].started, played[&container.name].restarts)
+            };
+            if restarts > life {
+                (good, bad, life) = (0, 0, restarts); // nothing is known of the new one
+            }
             if started == (kind == Kind::Startup) || Instant::now() < next {
                 std::thread::sleep(Duration::from_millis(5)); // between two looks
                 continue;
             }
             next = Instant::now() + period;
             let process = self.process(container);
+            let (begun, watch) = (Instant::now(), Stopwatch::start());
             let result = match process.ended() {
                 None => self.way(container, &process).probe(probe),
                 Some(_) => Err("it has ended".into()),
             };
+            self.probed.lock().unwrap_or_else(PoisonError::into_inner).push(Probed {
+                begun,
+                ended: Instant::now(),
+                took: watch.own(),
+                container: container.name.clone(),
+                kind,
+                result: result.clone(),
+            });
             (good, bad) = if result.is_ok() { (good + 1, 0) } else { (0, bad + 1) };
             if good == probe.success_threshold.unwrap_or(1) {
                 self.note(container, kind, Ok(()));
@@ -316,7 +382,6 @@ impl Stage {
                 let dying = self.terminating.load(Ordering::SeqCst);
                 if kind != Kind::Readiness && !dying {
                     self.restart(container);
-                    bad = 0;
                 }
             }
         }
@@ -338,13 +403,14 @@ impl Stage {
     }
 
     /// A container that is not alive is ended as at a deletion, and started again.
-    fn restart(&self, container: &Container) {
+    fn restart(&self, container: &Container) -> Farewell {
         let start = Instant::now();
         let grace = self.around.spec().termination_grace_period_seconds.unwrap_or(30);
         let end = start + Duration::from_secs(grace as u64);
-        self.end(container, start, end, || true);
+        let (_, farewell) = self.end(container, start, end, || true);
         let restarts = self.played()[&container.name].restarts + 1;
         self.launch(container, restarts);
+        farewell
     }
 
     /// Ends a container whose turn to be told has come once its hook has ended and `may` says so.

@@ -22,11 +22,13 @@ mod rig; // the rig itself, and what a gateway may do in a pod
 mod cpython; // T44: CPython's tests of the network, captured
 mod doors; // A22: what can be reached, and that it changes nothing
 mod injected; // what the injector makes of an example, as it says
+mod lifecycle; // T12, T16: other ends than a pod's ordinary one
 mod neighbours; // who dials inside the pod
 mod probes; // green under load, red when the application dies
 mod restarts; // T14: a drain that came to nothing
 mod rolling; // P6: pods are replaced and nobody notices
 mod servers; // nginx, PostgreSQL and grpcio, limited from elsewhere
+mod settings; // edited while the pod runs
 mod table; // T36, T37: loops
 mod told; // P9: who the client is
 

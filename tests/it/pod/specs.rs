@@ -35,6 +35,10 @@ pub(crate) struct Spec {
     env: Vec<Value>,
     volumes: Vec<Value>,
     grace: u32,
+    /// Whether the sidecar is an ordinary container, as where Kubernetes knows no other.
+    classic: bool,
+    /// Whether the gateway is told of the pod's annotations and of the namespace's ConfigMap.
+    told: bool,
 }
 
 /// In `listen` mode the gateway's port for an application's.
@@ -65,6 +69,8 @@ impl Spec {
             env: Vec::new(),
             volumes: Vec::new(),
             grace: 30,
+            classic: false,
+            told: false,
         };
         spec.set("drain-delay", "0s").emptied("tmp", "/tmp")
     }
@@ -103,6 +109,21 @@ impl Spec {
         self
     }
 
+    /// The sidecar is a container like the application.
+    pub(crate) fn classic(mut self) -> Self {
+        self.classic = true;
+        self
+    }
+
+    /// The gateway follows the pod's annotations, and the ConfigMap `tidegate` of which this workload is called
+    /// `shop`.
+    pub(crate) fn told(mut self) -> Self {
+        self.told = true;
+        self.set("annotations", "/etc/tidegate/pod/annotations")
+            .set("namespace-config", "/etc/tidegate/namespace")
+            .set("workload", "shop")
+    }
+
     /// An empty volume of the application's.
     pub(crate) fn emptied(self, name: &str, path: &str) -> Self {
         self.volume(name, path, json!({ "emptyDir": {} }))
@@ -132,7 +153,18 @@ impl Spec {
     }
 
     pub(crate) fn pod(self) -> Pod {
-        let Self { case, name, mut application, ports, mut flags, env, mut volumes, grace } = self;
+        let Self {
+            case,
+            name,
+            mut application,
+            ports,
+            mut flags,
+            env,
+            mut volumes,
+            grace,
+            classic,
+            told,
+        } = self;
         let may_not = json!({
             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true,
             "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" },
@@ -153,12 +185,30 @@ impl Spec {
             }
         }
         flags.push(format!("--grace={grace}s"));
-        init.push(sidecar(case, &may_not, flags, env));
+        let mut sidecar = sidecar(case, &may_not, flags, env);
+        if told {
+            let item = json!({ "path": "annotations", "fieldRef": { "fieldPath": "metadata.annotations" } });
+            volumes.push(json!({ "name": "about-the-pod", "downwardAPI": { "items": [item] } }));
+            let config = json!({ "name": "tidegate", "optional": true });
+            volumes.push(json!({ "name": "of-the-namespace", "configMap": config }));
+            let mounts = sidecar["volumeMounts"].as_array_mut().expect("a list");
+            for (name, path) in [("about-the-pod", "pod"), ("of-the-namespace", "namespace")] {
+                let path = format!("/etc/tidegate/{path}");
+                mounts.push(json!({ "name": name, "mountPath": path, "readOnly": true }));
+            }
+        }
+        let mut containers = vec![application];
+        if classic {
+            sidecar.as_object_mut().expect("an object").remove("restartPolicy");
+            containers.push(sidecar);
+        } else {
+            init.push(sidecar);
+        }
         volumes.push(json!({ "name": "run", "emptyDir": { "medium": "Memory" } }));
         let pod = json!({
             "metadata": { "name": name, "namespace": "rig" },
             "spec": {
-                "initContainers": init, "containers": [application], "volumes": volumes,
+                "initContainers": init, "containers": containers, "volumes": volumes,
                 "terminationGracePeriodSeconds": grace,
             },
         });

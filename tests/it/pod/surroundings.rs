@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::net::IpAddr;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Container, ObjectFieldSelector, Pod, PodSpec, SeccompProfile};
 use serde_json::Value;
 
 use super::container::expand;
 use super::image::bind;
+use crate::support::kubelet;
 
 /// ConfigMaps of the namespace: each name, and its files.
 pub(crate) type ConfigMaps = BTreeMap<String, BTreeMap<String, String>>;
@@ -22,6 +24,8 @@ pub(super) struct Surroundings {
     /// Of the pod's network.
     network: String,
     volumes: tempfile::TempDir,
+    /// As they are now: those that the pod was made with may have been edited.
+    annotations: Mutex<BTreeMap<String, String>>,
 }
 
 impl Surroundings {
@@ -34,7 +38,8 @@ impl Surroundings {
     ) -> Self {
         let volumes = tempfile::tempdir().expect("a directory");
         open_to_all(volumes.path(), 0o755);
-        let around = Self { pod, addresses, node, network, volumes };
+        let annotations = Mutex::new(pod.metadata.annotations.clone().unwrap_or_default());
+        let around = Self { pod, addresses, node, network, volumes, annotations };
         for volume in around.spec().volumes.iter().flatten() {
             let dir = around.volume(&volume.name);
             fs::create_dir(&dir).expect("ours");
@@ -109,8 +114,10 @@ impl Surroundings {
             "metadata.name" => self.name().to_owned(),
             "metadata.namespace" => meta.namespace.clone().unwrap_or_else(|| "default".into()),
             "metadata.uid" => meta.uid.clone().unwrap_or_else(|| "an-id".into()),
-            "metadata.annotations" => lines(meta.annotations.as_ref()),
-            "metadata.labels" => lines(meta.labels.as_ref()),
+            "metadata.annotations" => kubelet::annotations(&self.annotations()),
+            "metadata.labels" => {
+                kubelet::annotations(meta.labels.as_ref().unwrap_or(&BTreeMap::new()))
+            }
             "spec.nodeName" => self.spec().node_name.clone().unwrap_or_else(|| "node".into()),
             "spec.serviceAccountName" => "default".into(),
             "status.podIP" => list(&self.addresses[..1]),
@@ -121,8 +128,29 @@ impl Surroundings {
         }
     }
 
+    /// The pod's annotations are these from now on.
+    pub(super) fn annotate(&self, all: BTreeMap<String, String>) {
+        *self.annotations() = all;
+        let volumes = self.spec().volumes.iter().flatten();
+        let told = volumes.filter(|volume| volume.downward_api.is_some());
+        told.for_each(|volume| self.publish_fields(&volume.name));
+    }
+
+    /// A ConfigMap that volumes are made of has these files from now on.
+    pub(super) fn configure(&self, name: &str, files: &BTreeMap<String, String>) {
+        for volume in self.spec().volumes.iter().flatten() {
+            if volume.config_map.as_ref().is_some_and(|source| source.name == name) {
+                publish(&self.volume(&volume.name), files);
+            }
+        }
+    }
+
+    fn annotations(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.annotations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes a downward API volume as the pod is now.
-    pub(super) fn publish_fields(&self, name: &str) {
+    fn publish_fields(&self, name: &str) {
         let volumes = self.spec().volumes.iter().flatten();
         let mut sources = volumes.filter(|volume| volume.name == name);
         let source = sources.next().and_then(|volume| volume.downward_api.as_ref());
@@ -146,35 +174,9 @@ impl Surroundings {
     }
 }
 
-/// `key="escaped value"`, a line each.
-fn lines(map: Option<&BTreeMap<String, String>>) -> String {
-    let lines = map.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}"));
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-/// New contents of a volume, all at once: a directory of their own, and links that lead there by way of
-/// `..data`, which is exchanged.
 fn publish(dir: &Path, files: &BTreeMap<String, String>) {
-    let mut number = 0;
-    let fresh = loop {
-        let fresh = dir.join(format!("..{number}"));
-        if fs::create_dir(&fresh).is_ok() {
-            break fresh;
-        }
-        number += 1;
-    };
-    for (name, text) in files {
-        fs::write(fresh.join(name), text).expect("ours");
-    }
-    let (old, new) = (fs::read_link(dir.join("..data")).ok(), dir.join("..data_tmp"));
-    symlink(fresh.file_name().expect("it has one"), &new).expect("ours");
-    fs::rename(&new, dir.join("..data")).expect("ours");
-    for name in files.keys().filter(|name| fs::symlink_metadata(dir.join(name)).is_err()) {
-        symlink(Path::new("..data").join(name), dir.join(name)).expect("ours");
-    }
-    if let Some(old) = old {
-        fs::remove_dir_all(dir.join(old)).expect("ours");
-    }
+    let files: Vec<_> = files.iter().map(|(name, text)| (&**name, &**text)).collect();
+    kubelet::put(dir, &files);
 }
 
 fn open_to_all(path: &Path, mode: u32) {

@@ -50,6 +50,21 @@ pub(crate) fn rss(pid: u32) -> u64 {
 /// CPU time used so far, user and system, in clock ticks of 10 ms.
 pub(crate) fn cpu_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
+    ticks(&stat)
+}
+
+/// The same of those of its threads whose names are wanted.
+pub(crate) fn cpu_ticks_of(pid: u32, wanted: impl Fn(&str) -> bool) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process runs").flatten();
+    let stats = tasks.filter_map(|task| {
+        let name = fs::read_to_string(task.path().join("comm")).ok()?;
+        let stat = fs::read_to_string(task.path().join("stat")).ok()?;
+        wanted(name.trim()).then(|| ticks(&stat))
+    });
+    stats.sum()
+}
+
+fn ticks(stat: &str) -> u64 {
     let (_, after_name) = stat.rsplit_once(") ").expect("stat has a name in brackets");
     let fields: Vec<&str> = after_name.split(' ').collect();
     [11, 12].iter().map(|&at| fields[at].parse::<u64>().expect("ticks")).sum()
