@@ -69,6 +69,10 @@ fn promises(summary: &Value) {
     }
     let most = number(&act(summary, "surge", false)["most_at_once"]);
     assert!(most > limit, "without the gateway nothing holds the surge back: {most} at once");
+    let surge = act(summary, "surge", true);
+    for end in ["served", "queued", "refused"] {
+        assert!(number(&surge[end]) >= 1.0, "nobody was {end}: {surge}");
+    }
 
     assert_eq!(summary["lost"], 0);
     assert_eq!(summary["drain"]["cut"], 0);

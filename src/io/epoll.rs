@@ -206,23 +206,11 @@ impl Engine for Epoll {
     }
 
     async fn discard(&self, stream: &Stream) {
-        poll_fn(|cx| {
-            let mut buf = None;
-            loop {
-                let Ok(mut guard) = ready!(stream.fd.poll_read_ready(cx)) else {
-                    return Poll::Ready(());
-                };
-                let buf = buf.get_or_insert_with(|| self.pool.take(Size::Small));
-                match stream.fd.get_ref().read(buf) {
-                    Ok(0) => return Poll::Ready(()),
-                    Ok(_) => {}
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(_) => return Poll::Ready(()),
-                }
-            }
-        })
-        .await;
+        // A peer that sends faster than this reads must not keep the thread from the others, nor from the
+        // timer that ends it.
+        while !self.discard_some(stream).await {
+            tokio::task::yield_now().await;
+        }
     }
 
     fn socket<'a>(&self, stream: &'a Stream) -> SockRef<'a> {
@@ -235,6 +223,31 @@ impl Engine for Epoll {
 
     async fn sleep_until(&self, deadline: Instant) {
         tokio::time::sleep_until(deadline.into()).await;
+    }
+}
+
+impl Epoll {
+    /// Throw away what is there, no more of it than belongs to one turn; whether that was the end.
+    async fn discard_some(&self, stream: &Stream) -> bool {
+        let mut turn = TURN;
+        poll_fn(|cx| {
+            let mut buf = None;
+            loop {
+                let Ok(mut guard) = ready!(stream.fd.poll_read_ready(cx)) else {
+                    return Poll::Ready(true);
+                };
+                let buf = buf.get_or_insert_with(|| self.pool.take(Size::Small));
+                match stream.fd.get_ref().read(buf) {
+                    Ok(0) => return Poll::Ready(true),
+                    Ok(_) if turn == 0 => return Poll::Ready(false),
+                    Ok(n) => turn = turn.saturating_sub(n),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => return Poll::Ready(true),
+                }
+            }
+        })
+        .await
     }
 }
 

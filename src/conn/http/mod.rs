@@ -311,6 +311,7 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
     let (mut head, mut stall, mut quiet) =
         (Watch::new(engine), Watch::new(engine), Watch::new(engine));
     std::future::poll_fn(|cx| {
+        line.begin_turn();
         let done = connection.as_mut().poll(cx);
         // A connection may last for days: not only at its end.
         client.count_bytes();

@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
@@ -12,6 +12,10 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::io::{Engine, sock};
+
+/// What is read of a connection before others have their turn. A client that always has more to say, and of
+/// which nothing has to wait (h2 answers a PING by itself), would keep its thread from all of them.
+const TURN: usize = 16 * 1024;
 
 /// One connection, shared by hyper and by who watches it.
 pub struct Line<E: Engine> {
@@ -25,6 +29,8 @@ pub struct Line<E: Engine> {
     watcher: RefCell<Option<Waker>>,
     /// The peer has ended, or broken, the connection.
     ended: Cell<bool>,
+    /// How many bytes may still be read in this turn; without end, if it takes none.
+    turn: Cell<usize>,
     read: Cell<u64>,
     written: Cell<u64>,
     /// What of these two was told by [`Line::news`].
@@ -55,6 +61,7 @@ impl<E: Engine> Line<E> {
             blocked: Cell::new(None),
             watcher: RefCell::default(),
             ended: Cell::new(false),
+            turn: Cell::new(usize::MAX),
             read: Cell::new(0),
             written: Cell::new(0),
             told: Cell::default(),
@@ -69,6 +76,11 @@ impl<E: Engine> Line<E> {
     /// Where the next request's head is.
     pub fn head(&self) -> Head {
         self.head.get()
+    }
+
+    /// From now on no more is read than belongs to one turn, until the next one begins.
+    pub fn begin_turn(&self) {
+        self.turn.set(TURN);
     }
 
     /// Since when the peer does not take what is written.
@@ -241,9 +253,14 @@ impl<E: Engine> AsyncRead for Wire<E> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let line = &*self.0;
+        if line.turn.get() == 0 {
+            // Woken when sockets and timers of the others have been looked after.
+            return pin!(tokio::task::yield_now()).poll(cx).map(Ok);
+        }
         let before = buf.filled().len();
         let read = ready!(line.engine.poll_read(&line.io, cx, buf));
         let count = buf.filled().len() - before;
+        line.turn.set(line.turn.get().saturating_sub(count));
         line.read.set(line.read.get() + count as u64);
         if count == 0 && buf.remaining() > 0 || read.is_err() {
             line.ended.set(true);

@@ -3,15 +3,16 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::pattern::{self, Checker};
-use crate::support::{Engine, SOON, engines, process, scale, skip};
+use crate::support::{Engine, SOON, engines, process, scale, skip, until};
 
 use super::client::{Answer, Http1};
+use super::http2;
 use super::oracle::HttpOracle;
-use super::{assert_settled, gate};
+use super::{assert_settled, gate, queued};
 
 engines!(beside:
     curl_sees_the_same,
@@ -21,14 +22,15 @@ engines!(beside:
     chunks_pass_both_ways_as_they_come,
     a_server_sent_event_comes_at_once,
     trailers_pass_both_ways,
-    one_hundred_continue_is_the_applications_word,
-    an_early_final_answer_replaces_the_go_ahead,
+    one_hundred_continue_comes_with_the_slot,
+    an_early_final_answer_comes_after_the_go_ahead_or_in_its_place,
     early_hints_pass,
     head_204_and_304_have_no_body,
     pipelined_requests_are_answered_in_order,
     http_1_0_is_served,
     a_body_to_the_end_of_the_connection,
     a_tunnel_begins_after_the_101,
+    what_is_sent_before_the_101_waits_for_it,
     an_upgrade_that_is_declined_is_an_ordinary_answer,
     hop_by_hop_headers_stay_here,
     the_application_learns_who_asked,
@@ -150,33 +152,41 @@ fn curl_uploads_and_downloads_much(engine: Engine) {
     }
     let app = HttpOracle::start();
     let gateway = gate(engine, app.address).set("limit", 4).start();
-    let length = scale(16, 256) << 20;
+    let length = (scale(16, 1024) as u64) << 20;
     let dir = tempfile::tempdir().expect("a temporary directory");
     let file = dir.path().join("body");
-    let mut bytes = Vec::with_capacity(length);
-    while bytes.len() < length {
-        bytes.extend_from_slice(pattern::slice(bytes.len() as u64, (length - bytes.len()) as u64));
+    let mut body = io::BufWriter::new(std::fs::File::create(&file).expect("ours"));
+    let mut written = 0;
+    while written < length {
+        let part = pattern::slice(written, length - written);
+        body.write_all(part).expect("writes");
+        written += part.len() as u64;
     }
-    std::fs::write(&file, &bytes).expect("writes");
-    let ask = |version: &str, arguments: &[&str], path: &str| {
+    body.into_inner().expect("writes");
+    let ask = |version: &str, arguments: &[&str], path: &str, take: &mut dyn FnMut(&[u8])| {
         let mut curl = Command::new("curl");
         curl.args(["-sS", version]).args(arguments);
-        let output = curl.arg(format!("http://{}{path}", gateway.address)).output();
-        let output = output.expect("curl runs");
-        assert!(output.status.success(), "{version} {path}: {:?}", output.stderr);
-        output.stdout
+        curl.arg(format!("http://{}{path}", gateway.address));
+        let mut curl = curl.stdout(Stdio::piped()).spawn().expect("curl runs");
+        let (mut said, mut part) = (curl.stdout.take().expect("piped"), vec![0; 1 << 16]);
+        while let count @ 1.. = said.read(&mut part).expect("curl's output") {
+            take(&part[..count]);
+        }
+        let status = curl.wait().expect("our child");
+        assert!(status.success(), "{version} {path}: {status}");
     };
     let upload = ["-T", file.to_str().expect("UTF-8")];
     std::thread::scope(|scope| {
         for version in ["--http1.1", "--http2-prior-knowledge"] {
             scope.spawn(move || {
-                let said = ask(version, &upload, "/up");
+                let mut said = Vec::new();
+                ask(version, &upload, "/up", &mut |part| said.extend_from_slice(part));
                 assert_eq!(String::from_utf8_lossy(&said), format!("{length} intact"), "{version}");
             });
             scope.spawn(move || {
                 let mut checker = Checker::default();
-                checker.take(&ask(version, &[], &format!("/down?n={length}")));
-                checker.assert_intact(length as u64);
+                ask(version, &[], &format!("/down?n={length}"), &mut |part| checker.take(part));
+                checker.assert_intact(length);
             });
         }
     });
@@ -263,22 +273,30 @@ fn trailers_pass_both_ways(engine: Engine) {
     assert_settled(&gateway, app.address.port());
 }
 
-/// The go-ahead comes when the application reads, and the body after it.
-fn one_hundred_continue_is_the_applications_word(engine: Engine) {
+/// The go-ahead is ours: it comes when the request is on its way to the application, never before it has a slot.
+fn one_hundred_continue_comes_with_the_slot(engine: Engine) {
     let app = HttpOracle::start();
     let gateway = gate(engine, app.address).set("limit", 1).start();
-    let mut client = Http1::connect(gateway.address);
+    let mut first = Http1::asking(gateway.address, "/held");
+    until("the slot is taken", SOON, || app.in_progress() == 1);
+    let mut client = Http1::connect(gateway.address).patience(Duration::from_millis(100));
     client.begin("POST", "/up", "Content-Length: 5\r\nExpect: 100-continue\r\n");
+    queued(&gateway, 1);
+    // Long enough to say it by mistake.
+    assert_eq!(client.head().expect_err("no word").kind(), io::ErrorKind::WouldBlock);
+    app.release(1);
+    assert_eq!(first.answer().expect("an answer").status, 200);
+    let mut client = client.patience(SOON);
     assert_eq!(client.head().expect("a go-ahead").status, 100);
     client.send(pattern::slice(0, 5));
     assert_eq!(client.answer().expect("an answer").text(), "5 intact");
     assert_eq!(client.get("/").status, 200, "the connection is kept");
-    drop(client);
+    drop((first, client));
     assert_settled(&gateway, app.address.port());
 }
 
-/// 417, 413 or 200 without a go-ahead: the client reads it and never sends the body.
-fn an_early_final_answer_replaces_the_go_ahead(engine: Engine) {
+/// 417 or 413: the client that waits for a go-ahead, and has had ours or not, reads it and need not send the body.
+fn an_early_final_answer_comes_after_the_go_ahead_or_in_its_place(engine: Engine) {
     let app = HttpOracle::start();
     let gateway = gate(engine, app.address).set("limit", 1).set("abandon-timeout", "1s").start();
     for status in [417, 413] {
@@ -287,7 +305,7 @@ fn an_early_final_answer_replaces_the_go_ahead(engine: Engine) {
         client.begin("POST", &path, "Content-Length: 5\r\nExpect: 100-continue\r\n");
         let mut answer = client.head().expect("an answer");
         if answer.status == 100 {
-            answer = client.head().expect("an answer"); // harmless: it may be promised too early
+            answer = client.head().expect("an answer");
         }
         assert_eq!(answer.status, status);
     }
@@ -385,7 +403,7 @@ fn a_body_to_the_end_of_the_connection(engine: Engine) {
     assert_settled(&gateway, app.address.port());
 }
 
-/// P5: bytes pass both ways and hold the slot until the end; what is sent too early waits for the 101.
+/// P5: bytes pass both ways and hold the slot until the end.
 fn a_tunnel_begins_after_the_101(engine: Engine) {
     let app = HttpOracle::start();
     let gateway = gate(engine, app.address).set("limit", 1).set("queue-length", 0).start();
@@ -403,6 +421,41 @@ fn a_tunnel_begins_after_the_101(engine: Engine) {
     drop(client);
     assert_settled(&gateway, app.address.port());
     assert_eq!(Http1::connect(gateway.address).get("/").status, 200);
+}
+
+/// A8: what is sent with the request to switch waits for the 101, however long that takes, and comes after it.
+fn what_is_sent_before_the_101_waits_for_it(engine: Engine) {
+    let app = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let address = app.local_addr().expect("bound");
+    let gateway = gate(engine, address).set("limit", 1).start();
+    let mut client = Http1::connect(gateway.address);
+    let early = pattern::slice(0, 20_000);
+    let request = "GET / HTTP/1.1\r\nHost: app\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+    client.send([request.as_bytes(), early].concat());
+    let (mut stream, _) = app.accept().expect("it is dialled");
+    stream.set_read_timeout(Some(SOON)).expect("a timeout");
+    let (mut head, mut part) = (Vec::new(), [0; 65_536]);
+    while !head.ends_with(b"\r\n\r\n") {
+        assert!(!head.windows(4).any(|end| end == b"\r\n\r\n"), "bytes after the head: {head:?}");
+        let count = stream.read(&mut part).expect("a head");
+        assert!(count > 0, "the connection ended in the head");
+        head.extend_from_slice(&part[..count]);
+    }
+    // Long enough to pass them on by mistake.
+    stream.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
+    assert!(stream.read(&mut part).is_err(), "nothing before the 101");
+    stream.set_read_timeout(Some(SOON)).expect("a timeout");
+    let switching =
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+    stream.write_all(switching.as_bytes()).expect("writes");
+    let mut came = vec![0; early.len()];
+    stream.read_exact(&mut came).expect("all of it");
+    assert!(came == early, "as it was sent");
+    stream.write_all(b"hello").expect("writes");
+    assert_eq!(client.head().expect("an answer").status, 101);
+    assert_eq!(client.raw(5).expect("the tunnel"), b"hello");
+    drop((client, stream));
+    assert_settled(&gateway, address.port());
 }
 
 /// A8: the application answers 200 to an upgrade: what follows is a request, not a tunnel.
@@ -451,6 +504,35 @@ fn hop_by_hop_headers_stay_here(engine: Engine) {
     assert_ne!(seen.header("connection"), Some("close, X-Hop"), "{seen:?}");
     drop(client);
     assert_settled(&gateway, app.address.port());
+
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let gateway = gate(engine, address).set("limit", 1).set("app-http2", "never").start();
+    let answers = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("it is dialled");
+        let mut part = [0; 65_536];
+        for _ in 0..2 {
+            while !part.windows(4).any(|end| end == b"\r\n\r\n") {
+                assert!(stream.read(&mut part).expect("a head") > 0, "it keeps the connection");
+            }
+            part.fill(0);
+            let head = "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n";
+            let more = "Keep-Alive: timeout=5\r\nProxy-Connection: x\r\nUpgrade: other\r\n";
+            let rest = "X-End: 1\r\nContent-Length: 2\r\n\r\nok";
+            stream.write_all([head, more, rest].concat().as_bytes()).expect("writes");
+        }
+    });
+    let one = Http1::connect(gateway.address).get("/");
+    let two =
+        http2::block_on(async { http2::Http2::connect(gateway.address).await.get("/").await });
+    for answer in [one, two] {
+        for name in ["x-hop", "keep-alive", "proxy-connection", "upgrade", "connection"] {
+            assert_eq!(answer.header(name), None, "{answer:?}");
+        }
+        assert_eq!((answer.header("x-end"), answer.text().as_str()), (Some("1"), "ok"));
+    }
+    answers.join().expect("it was asked twice, on one connection");
+    assert_settled(&gateway, address.port());
 }
 
 /// `X-Forwarded-*` are appended to, `Host` and trace context are passed on.

@@ -1,6 +1,6 @@
 //! P6 per request: what was read is answered; kept-alive connections are told that it was the last time.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use super::{gate, queued};
 
 engines!(
     nothing_is_lost_under_load,
+    what_was_sent_before_it_closes_is_answered,
     kept_alive_connections_are_answered_while_it_announces,
     the_last_answer_says_close,
     http2_is_told_to_go_away,
@@ -48,6 +49,8 @@ struct Books {
     unanswered: Mutex<Vec<u64>>,
     /// Of these, the ones that were the first on their connection, and how that ended.
     first: Mutex<Vec<(u64, std::io::ErrorKind)>>,
+    /// Those that HTTP/2 said would be answered, and were not.
+    broken_promises: Mutex<Vec<String>>,
 }
 
 impl Books {
@@ -59,7 +62,8 @@ impl Books {
 }
 
 /// Keep-alive, one request per connection, HTTP/2 and a tunnel, all in the middle of it when it is told to
-/// go: no request that reached us is lost, none that reached the application either.
+/// go: no request that reached us is lost, none that reached the application either, and no stream that
+/// GOAWAY counts among those that were taken.
 fn nothing_is_lost_under_load(engine: Engine) {
     for _ in 0..scale(3, 50) {
         one_drain(engine);
@@ -81,6 +85,7 @@ fn one_drain(engine: Engine) {
         }
         let (gateway, books, over) = (&gateway, &books, &over);
         let two = scope.spawn(move || http2::block_on(keep_asking_http2(gateway, books, over)));
+        scope.spawn(move || keep_asking_by_frames(gateway, books, over));
         until("they have begun", SOON, || app.count() > 100);
         let draining = gateway.drain();
         until("it closes", SOON, || gateway.status().phase == "closing");
@@ -96,6 +101,11 @@ fn one_drain(engine: Engine) {
     let unanswered = books.unanswered.into_inner().expect("no panic");
     let lost: Vec<_> = unanswered.iter().filter(|id| seen.contains(id)).collect();
     assert!(lost.is_empty(), "{} reached the application: {lost:?}", lost.len());
+    let broken = books.broken_promises.into_inner().expect("no panic");
+    assert!(broken.is_empty(), "{broken:?}");
+    // Every request that was read here has been answered, with the tunnel's, and nobody else's.
+    let (answered, refused) = (books.answered.into_inner(), books.refused.into_inner());
+    assert_eq!(read_by(&gateway), (answered + 1, refused), "{:?}", gateway.port());
     let first = books.first.into_inner().expect("no panic");
     // What the kernel had completed when the listener was closed, and nobody accepted, is reset by it.
     let (connected, accepted) = (books.connected.into_inner(), gateway.port().accepted);
@@ -105,8 +115,15 @@ fn one_drain(engine: Engine) {
     );
     assert_eq!(report.cut, 0, "{report:?}");
     assert!(app.peak() <= 8);
-    assert!(books.answered.into_inner() > 100);
+    assert!(answered > 100);
     gateway.terminate(slack(Duration::from_secs(2)));
+}
+
+/// How many requests the gateway has read, by its own books: let in, and not.
+#[track_caller]
+fn read_by(gateway: &Gateway) -> (u64, u64) {
+    let port = gateway.port();
+    (port.admitted, port.refused.values().sum())
 }
 
 /// One request after the other, until nobody listens.
@@ -174,6 +191,98 @@ async fn keep_asking_http2(gateway: &Gateway, books: &Books, over: &AtomicBool) 
             }
         }
     }
+}
+
+/// The same without a library, which does not tell what GOAWAY said of its streams.
+fn keep_asking_by_frames(gateway: &Gateway, books: &Books, over: &AtomicBool) {
+    while !over.load(Ordering::Relaxed) {
+        let Ok(mut raw) = Raw::try_connect(gateway.address) else { return };
+        books.connected.fetch_add(1, Ordering::Relaxed);
+        // The streams that are open: whether the answer is 200, and the length of its body.
+        let mut open: BTreeMap<u32, (bool, usize)> = BTreeMap::new();
+        let (mut taken, mut farewells, mut answered) = (u32::MAX, 0, 0);
+        let mut next = (1..).step_by(2);
+        while farewells == 0 && !over.load(Ordering::Relaxed) {
+            for stream in next.by_ref().take(4) {
+                let id = super::client::next_id().to_string();
+                open.insert(stream, (false, 0));
+                let _ = raw.ask(stream, "/stream?n=3&ms=2", &[("x-id", &id)]); // shows when it is read
+            }
+            while !open.is_empty()
+                && let Ok(frame) = raw.read()
+            {
+                let _ = raw.pong(&frame);
+                if frame.kind == frames::GOAWAY {
+                    assert_eq!(frame.number(4), 0, "NO_ERROR");
+                    (taken, farewells) = (frame.number(0), farewells + 1);
+                }
+                let Some((ok, length)) = open.get_mut(&frame.stream) else { continue };
+                match frame.kind {
+                    frames::HEADERS => *ok |= frame.payload[0] == frames::STATUS_200,
+                    frames::DATA => {
+                        *length += frame.payload.len();
+                        let credit = (frame.payload.len() as u32).max(1).to_be_bytes();
+                        let _ = raw.send(&frames::frame(frames::WINDOW_UPDATE, 0, 0, &credit));
+                    }
+                    _ => {}
+                }
+                if frame.ends_stream() {
+                    let (ok, length) = (*ok, *length);
+                    open.remove(&frame.stream);
+                    assert!(!ok || length == 3_000, "{length} bytes of an answer");
+                    let count = if ok { &books.answered } else { &books.refused };
+                    count.fetch_add(1, Ordering::Relaxed);
+                    answered += 1;
+                }
+            }
+            if !open.is_empty() {
+                break;
+            }
+        }
+        // The first GOAWAY counts all streams that can be, the last one those that were taken.
+        let counted = |stream: &u32| farewells > 1 && *stream <= taken;
+        let silent = farewells == 0 && answered > 0;
+        if silent && !open.is_empty() || open.keys().any(counted) {
+            let tell = format!("{open:?} open, {farewells} GOAWAY, streams up to {taken} taken");
+            books.broken_promises.lock().expect("no panic").push(tell);
+        }
+    }
+}
+
+/// What is on its way on a kept connection when it begins to close is answered. The gateway stands still
+/// while it is sent, and when it is told to go.
+fn what_was_sent_before_it_closes_is_answered(engine: Engine) {
+    let app = HttpOracle::start();
+    let mut gateway = wide(engine, &app).start();
+    let mut kept: Vec<_> = (0..50).map(|_| Http1::connect(gateway.address)).collect();
+    for client in &mut kept {
+        assert_eq!(client.get("/").status, 200);
+    }
+    let mut two = Raw::connect(gateway.address);
+    two.ask(1, "/", &[]).expect("writes");
+    while !two.read().expect("an answer").ends_stream() {}
+    gateway.paused(|| {
+        for client in &mut kept {
+            client.ask("/", "");
+        }
+        two.ask(3, "/", &[]).expect("writes");
+        gateway.signal(rustix::process::Signal::TERM);
+    });
+    for client in &mut kept {
+        assert_eq!(client.end(), End::Answered);
+        assert!(client.closed());
+    }
+    let (mut last, mut answered) = (0, false);
+    while let Ok(frame) = two.read() {
+        let _ = two.pong(&frame); // it may have been closed already
+        answered |= frame.stream == 3 && frame.ends_stream();
+        if frame.kind == frames::GOAWAY {
+            last = frame.number(0);
+        }
+    }
+    assert!(answered && last >= 3, "answered: {answered}, streams up to {last} taken");
+    assert_eq!(app.count(), 102, "each of them once, twice");
+    assert_eq!(gateway.wait_exit(SOON).code(), Some(0), "a drain ends with exit 0");
 }
 
 /// While it announces, whoever has a connection is served as before, and so is who comes.
@@ -313,19 +422,25 @@ fn a_request_on_a_kept_connection_is_refused_politely_or_served(engine: Engine) 
     for client in &mut kept {
         client.ask("/work?ms=0", "");
     }
+    let mut answered = (21, 0);
     for client in &mut kept {
         match client.answer() {
             Ok(answer) if answer.status == 503 => {
                 assert_refusal(&answer, 503, "destination_unavailable", "draining");
                 assert_eq!(answer.header("connection"), Some("close"), "{answer:?}");
+                answered.1 += 1;
             }
-            Ok(answer) => assert_eq!(answer.status, 200, "{answer:?}"),
+            Ok(answer) => {
+                assert_eq!(answer.status, 200, "{answer:?}");
+                answered.0 += 1;
+            }
             Err(_) => assert!(!app.ids().contains(&client.id), "it reached the application"),
         }
     }
     app.release(1);
     assert_eq!(busy.end(), End::Answered);
     assert_eq!(draining.report().cut, 0);
+    assert_eq!(read_by(&gateway), answered, "what was read was answered");
     gateway.terminate(slack(Duration::from_secs(2)));
 }
 

@@ -20,6 +20,11 @@ pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const ACK: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
 
+/// How HPACK writes `:status: 200`, first in a block.
+pub(crate) const STATUS_200: u8 = 0x88;
+/// And `:status: 431`: the name is its eighth, the value is compressed.
+pub(crate) const STATUS_431: [u8; 5] = [0x48, 0x83, 0x69, 0x90, 0xff];
+
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     frame.extend_from_slice(&[kind, flags]);
@@ -62,16 +67,46 @@ pub(crate) struct Frame {
     pub(crate) payload: Vec<u8>,
 }
 
+impl Frame {
+    /// Four bytes of its payload as a number: of a GOAWAY the last stream is at 0, the error at 4.
+    pub(crate) fn number(&self, at: usize) -> u32 {
+        u32::from_be_bytes(self.payload[at..at + 4].try_into().expect("4 bytes"))
+    }
+
+    /// Whether it ends its stream as its sender wanted.
+    pub(crate) fn ends_stream(&self) -> bool {
+        matches!(self.kind, DATA | HEADERS) && self.flags & END_STREAM != 0
+    }
+}
+
 impl Raw {
+    #[track_caller]
     pub(crate) fn connect(to: SocketAddr) -> Self {
-        let stream = TcpStream::connect(to).expect("the gateway listens");
-        stream.set_nodelay(true).expect("TCP_NODELAY");
-        stream.set_read_timeout(Some(SOON)).expect("a timeout");
-        let mut raw = Self(stream);
+        Self::try_connect(to).expect("the gateway listens")
+    }
+
+    pub(crate) fn try_connect(to: SocketAddr) -> io::Result<Self> {
+        let mut raw = Self(TcpStream::connect(to)?);
+        raw.0.set_nodelay(true)?;
+        raw.0.set_read_timeout(Some(SOON))?;
         let preface =
             [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(SETTINGS, 0, 0, b"")[..]].concat();
-        raw.send(&preface).expect("writes");
-        raw
+        raw.send(&preface)?;
+        Ok(raw)
+    }
+
+    /// A request that is only a head.
+    pub(crate) fn ask(&mut self, stream: u32, path: &str, more: &[(&str, &str)]) -> io::Result<()> {
+        let head = request("GET", path, more);
+        self.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &head))
+    }
+
+    /// Answers a PING, if it is one that wants it.
+    pub(crate) fn pong(&mut self, to: &Frame) -> io::Result<()> {
+        match to.kind == PING && to.flags & ACK == 0 {
+            true => self.send(&frame(PING, ACK, 0, &to.payload)),
+            false => Ok(()),
+        }
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -93,10 +128,7 @@ impl Raw {
         self.0.set_read_timeout(Some(patience)).expect("patience is not zero");
         loop {
             match self.read() {
-                Ok(frame) if frame.kind == GOAWAY => {
-                    let code = frame.payload[4..8].try_into().expect("4 bytes");
-                    return Ok(Some(u32::from_be_bytes(code)));
-                }
+                Ok(frame) if frame.kind == GOAWAY => return Ok(Some(frame.number(4))),
                 Ok(_) => {}
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => return Err(error),

@@ -27,6 +27,7 @@ mod overload; // A16: far more than fits
 mod queue; // P2, P3: in order, bounded, never for those who left
 mod refuse; // P4: quickly, politely, by reason
 mod servers; // nginx, gunicorn, Node, grpcio and their clients
+mod slow; // A5: what does not come
 mod smuggling; // A7, A8: the application sees the requests we see
 mod takers; // P1, P5, P6, P10: streams that are not taken, and those of the application
 mod trace; // what is recorded of requests, and who collects it

@@ -2,6 +2,7 @@
 //! that have left is kept at what it can do, and those who are served are served quickly.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -52,20 +53,10 @@ fn overload(engine: Engine, times: u32, length: Duration) {
         .set("queue-timeout", "1s")
         .start();
     let books = Arc::new(Mutex::new(Books::default()));
-    let start = Stopwatch::start();
     let load = Load { work, rate: capacity * f64::from(times), length };
-    let held_up = http2::block_on(offer(&gateway, &books, load));
-    let seconds = start.own().as_secs_f64();
-
-    // Back to normal within 2 x queue-timeout.
-    until("latency is back to normal", slack(Duration::from_secs(2)), || {
-        let asked = Stopwatch::start();
-        let path = format!("/worker?ms={}", work.as_millis());
-        client::exchange(gateway.address, &path, SOON) == End::Answered
-            && asked.own() < work + slack(Duration::from_millis(10))
-    });
+    let Offered { lasted, held_up } = http2::block_on(offer(&gateway, &books, load));
     let books = std::mem::take(&mut *books.lock().expect("no panic"));
-    let goodput = books.served.len() as f64 / (capacity * seconds);
+    let goodput = books.served.len() as f64 / (capacity * lasted.as_secs_f64());
     let mut took: Vec<_> = books.served.iter().map(|(_, took)| *took).collect();
     took.sort();
     let p50 = took.get(took.len() / 2).copied().unwrap_or(SOON);
@@ -104,14 +95,20 @@ struct Load {
     length: Duration,
 }
 
-/// An open loop: so many requests a second, each on a connection of its own. Answers how long this machine
-/// has held it up at most.
-async fn offer(gateway: &Gateway, books: &Arc<Mutex<Books>>, load: Load) -> Duration {
+struct Offered {
+    /// From the first client to the end of the last.
+    lasted: Duration,
+    /// How long this machine has held it up at most.
+    held_up: Duration,
+}
+
+/// An open loop: so many requests a second, each on a connection of its own.
+async fn offer(gateway: &Gateway, books: &Arc<Mutex<Books>>, load: Load) -> Offered {
     let Load { work, rate, length } = load;
     // When a client gives up.
     let patience = Duration::from_millis(scale(2_000, 500) as u64);
     let to = gateway.address;
-    let start = Instant::now();
+    let start = Stopwatch::start();
     let mut clients = tokio::task::JoinSet::new();
     let (mut offered, mut held_up) = (0.0, Duration::ZERO);
     while start.elapsed() < length {
@@ -138,12 +135,26 @@ async fn offer(gateway: &Gateway, books: &Arc<Mutex<Books>>, load: Load) -> Dura
         tokio::time::sleep(Duration::from_millis(1)).await; // the clock of the load
         held_up = held_up.max(beat.elapsed());
     }
+    // Those who came last are still there.
+    let back = tokio::task::spawn_blocking(move || back_to_normal(to, work));
     while clients.join_next().await.is_some() {}
-    held_up
+    let lasted = start.own();
+    back.await.expect("back to normal");
+    Offered { lasted, held_up }
+}
+
+/// Within 2 x queue-timeout of the load's end.
+fn back_to_normal(to: SocketAddr, work: Duration) {
+    let path = format!("/worker?ms={}", work.as_millis());
+    until("latency is back to normal", slack(Duration::from_secs(2)), || {
+        let asked = Stopwatch::start();
+        client::exchange(to, &path, SOON) == End::Answered
+            && asked.own() < work + slack(Duration::from_millis(10))
+    });
 }
 
 /// One request; the head of its answer.
-async fn ask(to: std::net::SocketAddr, id: u64, work: Duration) -> std::io::Result<String> {
+async fn ask(to: SocketAddr, id: u64, work: Duration) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
     let path = format!("/worker?ms={}", work.as_millis());

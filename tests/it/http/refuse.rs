@@ -184,17 +184,21 @@ fn finish_but(app: &HttpOracle, mut held: Vec<Http1>) {
 fn a_refused_upload_reads_why(engine: Engine) {
     let app = HttpOracle::start();
     let (gateway, held) = full(engine, &app, 0);
-    let count = scale(100, 2_000);
     let body = pattern::slice(0, 48_000);
-    let ledger: Ledger = (0..count)
-        .map(|_| {
-            let mut client = Http1::connect(gateway.address);
-            client.begin("POST", "/up", &format!("Content-Length: {}\r\n", body.len()));
-            client.send(body);
-            client.end()
-        })
-        .collect();
-    assert_eq!(ledger.of(End::Refused), count as u64, "{ledger:?}");
+    for _ in 0..scale(1, 20) {
+        // All of them at once, with all that they send.
+        let clients = gateway.paused(|| {
+            let clients = std::iter::repeat_with(|| {
+                let mut client = Http1::connect(gateway.address);
+                client.begin("POST", "/up", &format!("Content-Length: {}\r\n", body.len()));
+                client.send(body);
+                client
+            });
+            clients.take(100).collect::<Vec<_>>()
+        });
+        let ledger: Ledger = clients.into_iter().map(|mut client| client.end()).collect();
+        assert_eq!(ledger.of(End::Refused), 100, "{ledger:?}");
+    }
     // Who asks first whether he may send is told at once, and sends nothing.
     let mut client = Http1::connect(gateway.address);
     client.begin("POST", "/up", "Content-Length: 48000\r\nExpect: 100-continue\r\n");
