@@ -11,7 +11,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use k8s_openapi::api::core::v1::{Container, SecurityContext};
-use rustix::process::Signal;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use serde_json::{Value, json};
 
 use super::image::{Image, bind};
@@ -31,7 +32,7 @@ pub(crate) struct Process {
     _bundle: tempfile::TempDir,
 }
 
-/// When it ended, and with which code.
+/// When its process ended, and with which code. What `crun` still has to clear away after it is not its time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ended {
     pub(crate) at: Instant,
@@ -74,11 +75,13 @@ impl Process {
         command.stdout(said.try_clone().expect("a second handle")).stderr(said);
         let mut child = command.spawn().expect("crun runs");
         let ended = Arc::<OnceLock<Ended>>::default();
+        let left = Arc::<OnceLock<Instant>>::default();
         std::thread::spawn({
-            let ended = ended.clone();
+            let (ended, left) = (ended.clone(), left.clone());
             move || {
                 let code = child.wait().expect("our child").code();
-                let _ = ended.set(Ended { at: Instant::now(), code: code.unwrap_or(-1) });
+                let at = left.get().copied().unwrap_or_else(Instant::now);
+                let _ = ended.set(Ended { at, code: code.unwrap_or(-1) });
             }
         });
         let mut pid = 0;
@@ -87,6 +90,15 @@ impl Process {
             pid = text.trim().parse().unwrap_or(0);
             pid != 0 || ended.get().is_some()
         });
+        let known = Pid::from_raw(pid as i32);
+        if let Some(process) = known.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) {
+            std::thread::spawn(move || {
+                let mut readable = [PollFd::new(&process, PollFlags::IN)];
+                if poll(&mut readable, None).is_ok() {
+                    let _ = left.set(Instant::now());
+                }
+            });
+        }
         let (uid, gid) = user(container, around);
         let user = format!("{uid}:{gid}");
         let started = Self { pid, log, id, user, ended, _bundle: bundle };
