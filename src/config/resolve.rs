@@ -12,7 +12,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::access::Wanted;
 use crate::admin::Setting;
 use crate::capture::PortSet;
-use crate::conn::http::{self, AppHttp2, Forwarded};
+use crate::conn::http::{self, AppHttp2, Forwarded, GrpcStatus};
 use crate::conn::trace::Sampling;
 use crate::conn::{self, Protocol, QueuedHalfClose, TcpRefuse, Terms, TermsByPort};
 use crate::io::EngineChoice;
@@ -294,6 +294,11 @@ impl Layers {
                     Some("504") => StatusCode::GATEWAY_TIMEOUT,
                     _ => StatusCode::SERVICE_UNAVAILABLE,
                 },
+                grpc_no_room: match self.choice("grpc-refuse-status", port) {
+                    Some("resource-exhausted") => GrpcStatus::ResourceExhausted,
+                    _ => GrpcStatus::Unavailable,
+                },
+                resets: self.choice("http2-refuse", port) == Some("reset"),
             },
             per_client_header: self.header("per-client-header", port),
             deadline_header: self.header("deadline-header", port),
@@ -465,9 +470,11 @@ fn workers(count: Option<u32>) -> NonZeroUsize {
     NonZeroUsize::new(workers).unwrap_or(NonZeroUsize::MIN)
 }
 
-/// A connection takes two descriptors, the client's and the application's.
+/// A connection takes two descriptors, the client's and the application's; those beyond, as long as they are
+/// told so, one.
 fn max_connections() -> u32 {
     let fds = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let pairs = fds.saturating_sub(RESERVED_FDS) / 2;
+    let pairs = pairs - (pairs / 17 + 1).min(32).min(pairs);
     u32::try_from(pairs).unwrap_or(u32::MAX).clamp(1, settings::MAX_COUNT)
 }

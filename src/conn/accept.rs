@@ -12,6 +12,7 @@ use socket2::Socket;
 use tokio_util::task::TaskTracker;
 
 use super::captured::{Captured, Ways};
+use super::crowd::{Heard, hear_out};
 use super::greet::greet;
 use super::http::Upstream;
 use super::registry::Registered;
@@ -153,21 +154,31 @@ pub(super) fn welcome<E: Engine>(
 ) {
     let (engine, port) = (&upstream.engine, &upstream.port);
     let entry = port.list(peer, Instant::now());
-    if is_crowded(port) {
-        return turn_away(port, socket, entry, Reason::MaxConnections);
-    }
+    let heard = match is_crowded(port) {
+        false => None,
+        true => match Heard::of(port) {
+            Some(heard) => Some(heard),
+            None => return turn_away(port, socket, entry, Reason::MaxConnections),
+        },
+    };
     let Ok(client) = engine.adopt(socket) else {
         port.metrics.admit();
         count(port, &entry, Outcome::Failed, [0, 0]);
         return;
     };
     let conn = Conn { client, app: None, admission: None, config: port.config(), entry };
-    engine.spawn(connections.track_future(greet(upstream.clone(), conn)));
+    match heard {
+        None => engine.spawn(connections.track_future(greet(upstream.clone(), conn))),
+        Some(heard) => {
+            let told = hear_out(upstream.clone(), conn, heard);
+            engine.spawn(connections.track_future(told));
+        }
+    }
 }
 
 /// Whether the gateway itself holds as many connections as it may.
 fn is_crowded(port: &Port) -> bool {
-    port.shared.registry.open() > u64::from(port.shared.max_connections())
+    port.shared.registry.open() > u64::from(port.shared.max_connections()) + port.shared.heard()
 }
 
 /// Whether connections that do not fit are to wait instead of being refused.

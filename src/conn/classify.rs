@@ -1,17 +1,19 @@
 //! Classify: what a client speaks, from its first bytes, without taking any from the kernel. A pure
 //! parser ([`classify`]) and the wait for enough to decide ([`listen_to`]).
 //!
-//! Always true: more bytes never change a verdict; whatever hyper would serve as HTTP is not TCP
-//! here, or else the way round a limit per request would be to look like something else.
+//! Always true: more bytes never change a verdict; whatever hyper, or a server less strict than it,
+//! would serve as HTTP is not TCP here, or else the way round a limit per request would be to look like
+//! something else.
 
 use socket2::SockRef;
 
+use super::admit::has_left;
 use crate::io::{Engine, sock};
 
 /// What the first bytes of a client say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// A request line of HTTP/1.0 or 1.1, or what can only be the beginning of a long one.
+    /// A request line, or what can only be the beginning of a long one.
     Http1,
     /// The connection preface of HTTP/2.
     Http2,
@@ -34,66 +36,54 @@ pub(super) enum Spoken {
 /// RFC 9113, section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A method longer than this is none: the longest registered one has 17 letters.
-const LONGEST_METHOD: usize = 32;
-
-/// A request line that is still open here, and was one so far, is one.
+/// What has not decided by here is what only a request line takes so long for.
 const LOOK: usize = 1024;
 
 /// Judge the first bytes of a client.
 pub fn classify(bytes: &[u8]) -> Verdict {
+    let bytes = &bytes[..bytes.len().min(LOOK)];
     if bytes.starts_with(PREFACE) {
         return Verdict::Http2;
     }
-    // Servers skip empty lines before a request line (RFC 9112, section 2.2).
-    let empty = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-    if empty == 0 && PREFACE.starts_with(bytes) {
+    if PREFACE.starts_with(bytes) {
         return Verdict::More;
     }
-    request_line(&bytes[empty..], empty + LOOK)
+    match request_line(bytes) {
+        Verdict::More if bytes.len() == LOOK => Verdict::Http1,
+        verdict => verdict,
+    }
 }
 
-/// `method SP target SP HTTP/1.x`, as far as it is there.
-fn request_line(line: &[u8], most: usize) -> Verdict {
-    let more = if line.len() >= most { Verdict::Http1 } else { Verdict::More };
-    let is_method = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    let method = line.iter().take_while(|byte| is_method(byte)).count();
-    if method > LONGEST_METHOD {
-        return Verdict::Tcp;
-    }
-    let Some((space, rest)) = line[method..].split_first() else { return Verdict::More };
-    if method == 0 || *space != b' ' {
-        return Verdict::Tcp;
-    }
-    let Some(first) = rest.first() else { return Verdict::More };
-    let connect = line[..method] == *b"CONNECT";
-    let target = rest.iter().take_while(|byte| !byte.is_ascii_control() && **byte != b' ').count();
-    // Origin form, asterisk form, or absolute form, whose scheme is a letter's business.
-    let begins = match first {
-        b'/' | b'*' => true,
-        _ => connect || is_absolute(&rest[..target]),
-    };
-    if !begins {
-        return Verdict::Tcp;
-    }
-    let Some((space, version)) = rest[target..].split_first() else { return more };
-    if *space != b' ' {
-        return Verdict::Tcp;
-    }
-    const VERSION: &[u8] = b"HTTP/1.";
+/// `method target HTTP/`, as far as it is there. No more is asked of the words than servers do: of any
+/// method and target, and of versions that are none, hyper says what is wrong.
+fn request_line(bytes: &[u8]) -> Verdict {
+    // Servers skip empty lines before it (RFC 9112, section 2.2),
+    let line = past(bytes, |byte| matches!(byte, b'\r' | b'\n'));
+    let is_method = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let Some(target) = word(line, is_method) else { return Verdict::Tcp };
+    let is_target = |byte: u8| !byte.is_ascii_control() && byte != b' ';
+    let Some(version) = word(target, is_target) else { return Verdict::Tcp };
+    const VERSION: &[u8] = b"HTTP/";
     let known = version.len().min(VERSION.len());
-    if version[..known] != VERSION[..known] {
-        return Verdict::Tcp;
+    match version[..known].eq_ignore_ascii_case(&VERSION[..known]) {
+        false => Verdict::Tcp,
+        true if known < VERSION.len() => Verdict::More,
+        true => Verdict::Http1,
     }
-    if known < VERSION.len() { more } else { Verdict::Http1 }
 }
 
-/// Whether this is, or may become, `http://…` or `https://…`.
-fn is_absolute(target: &[u8]) -> bool {
-    [&b"http://"[..], b"https://"].into_iter().any(|scheme| {
-        let known = target.len().min(scheme.len());
-        target[..known].eq_ignore_ascii_case(&scheme[..known])
-    })
+/// What follows a word and the space behind it; nothing yet, if it may still go on. `None`: this is no word.
+fn word(bytes: &[u8], is_part: impl Fn(u8) -> bool) -> Option<&[u8]> {
+    let rest = past(bytes, is_part);
+    // and some of them take more than one space, and tabs for spaces (RFC 9112, section 3).
+    let next = past(rest, |byte| matches!(byte, b' ' | b'\t'));
+    let is_word = bytes.is_empty() || rest.len() < bytes.len();
+    (is_word && (rest.is_empty() || next.len() < rest.len())).then_some(next)
+}
+
+/// The rest, from the first byte on that is none of these.
+fn past(bytes: &[u8], is_one: impl Fn(u8) -> bool) -> &[u8] {
+    &bytes[bytes.iter().take_while(|byte| is_one(**byte)).count()..]
 }
 
 /// Wait until the client's bytes decide. Takes nothing from the kernel, and may be dropped.
@@ -110,8 +100,11 @@ pub(super) async fn listen_to<E: Engine>(engine: &E, client: &E::Stream) -> Spok
                 continue;
             }
             Verdict::More if length == 0 => Spoken::Nothing,
-            // It ended in the middle of a word.
-            Verdict::Tcp | Verdict::More => Spoken::Tcp,
+            // It ended in the middle of a word;
+            Verdict::More if has_left(engine.socket(client), false) => Spoken::Tcp,
+            // or the kernel has no room for more, which a client can bring about, and go on.
+            Verdict::More => Spoken::Http1,
+            Verdict::Tcp => Spoken::Tcp,
         };
     }
 }
@@ -140,7 +133,7 @@ impl Drop for LowWater<'_> {
 
 /// Judge what is there now, and how much that is; 0 is the end.
 fn look(socket: &SockRef<'_>) -> (Verdict, usize) {
-    let mut bytes = [0; LOOK + 2];
+    let mut bytes = [0; LOOK];
     let length = sock::peek(socket, &mut bytes).unwrap_or(0);
     (classify(&bytes[..length]), length)
 }
@@ -162,14 +155,25 @@ mod tests {
             (PREFACE, Verdict::Http2),
             (b"PRI * HTTP/2.0\r\n", Verdict::More),
             (b"PRI * HTTP/1.1\r\n", Verdict::Http1),
-            (b"PRI * HTTP/2.0\r\n\r\nXX", Verdict::Tcp),
+            (b"PRI * HTTP/2.0\r\n\r\nXX", Verdict::Http1),
+            (b"PRI  * HTTP/2.0\r\n", Verdict::Http1),
+            (b"\r\nPRI * HTTP/2.0\r\n", Verdict::Http1),
+            (b"A B HTTP/1.1\r\n\r\n", Verdict::Http1),
+            (b"AMETHODOFTHIRTYTHREELETTERSANDNOLESS / HTTP/1.1\r\n", Verdict::Http1),
+            (b"GET  /  HTTP/1.1\r\n", Verdict::Http1),
+            (b"GET\t/\tHTTP/1.1\r\n", Verdict::Http1),
+            (b"GET / HTTP/2.0\r\n", Verdict::Http1),
+            (b"GET / http/1.1\r\n", Verdict::Http1),
+            (b"\r\r\n\nGET x:1 HTTP/1.1\r\n", Verdict::Http1),
             (b"GET / HT", Verdict::More),
             (b"GET ", Verdict::More),
             (b"GET ht", Verdict::More),
             (b"", Verdict::More),
             (b"GET key\r\n", Verdict::Tcp),
             (b"GET /key\r\n", Verdict::Tcp),
-            (b"GET / HTTP/3", Verdict::Tcp),
+            (b"GET / HTCPCP/1.0", Verdict::Tcp),
+            (b" / HTTP/1.1\r\n", Verdict::Tcp),
+            (b"hello, world\n", Verdict::Tcp),
             (b"EHLO mail\r\n", Verdict::Tcp),
             (b"*1\r\n$4\r\nPING\r\n", Verdict::Tcp),
             (b"\x16\x03\x01\x02\x00\x01", Verdict::Tcp),
@@ -178,8 +182,22 @@ mod tests {
         ] {
             assert_eq!(classify(bytes), verdict, "{:?}", bytes.escape_ascii().to_string());
         }
-        let long = [b"GET /".as_slice(), &[b'a'; 2000]].concat();
-        assert_eq!(classify(&long), Verdict::Http1);
+    }
+
+    /// What can be the beginning of a request for so long is one, whatever it is made of.
+    #[test]
+    fn what_does_not_decide_is_http() {
+        for (start, byte) in
+            [("GET /", b'a'), ("", b'A'), ("", b'\n'), ("\r\n", b'\r'), ("GET ", b' ')]
+        {
+            let mut bytes = start.as_bytes().to_vec();
+            bytes.resize(LOOK - 1, byte);
+            assert_eq!(classify(&bytes), Verdict::More, "{start:?} {byte}");
+            bytes.push(byte);
+            assert_eq!(classify(&bytes), Verdict::Http1, "{start:?} {byte}");
+            bytes.extend(b"\0");
+            assert_eq!(classify(&bytes), Verdict::Http1, "{start:?} {byte}");
+        }
     }
 
     proptest! {
@@ -187,7 +205,8 @@ mod tests {
         #[test]
         fn more_bytes_never_change_a_verdict(
             start in prop::sample::select(vec![
-                &b""[..], b"GET ", b"GET / ", b"GET / HTTP/1.", b"PRI * HTTP/2.0\r\n\r\nSM", b"\r\n",
+                &b""[..], b"GET ", b"GET / ", b"GET / HTTP", b"PRI * HTTP/2.0\r\n\r\nSM", b"\r\n",
+                &[b'\n'; LOOK - 32], &[b'a'; LOOK - 32],
             ]),
             rest in prop::collection::vec(any::<u8>(), 0..64),
         ) {
@@ -204,9 +223,10 @@ mod tests {
         /// this one takes for a request is never TCP.
         #[test]
         fn a_request_line_that_parses_is_never_tcp(
-            method in "[A-Z]{1,20}", target in "/[!-~]{0,40}", minor in 0..2,
+            empty in "(\r?\n){0,600}", method in "[!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}",
+            target in "[!-~\u{80}-\u{ff}]{1,40}", minor in 0..2,
         ) {
-            let line = format!("{method} {target} HTTP/1.{minor}\r\n\r\n");
+            let line = format!("{empty}{method} {target} HTTP/1.{minor}\r\n\r\n");
             for end in 1..=line.len() {
                 prop_assert_ne!(classify(&line.as_bytes()[..end]), Verdict::Tcp);
             }

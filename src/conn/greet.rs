@@ -23,7 +23,7 @@ use crate::limit::Entry;
 use crate::outcome::{Outcome, Reason};
 
 /// After this much silence the application may be the one who speaks first.
-const SILENCE: Duration = Duration::from_millis(100);
+pub(super) const SILENCE: Duration = Duration::from_millis(100);
 
 /// How long an application may take to end a connection that turned out to be for nothing.
 const PARTING: Duration = Duration::from_secs(1);

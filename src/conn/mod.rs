@@ -18,6 +18,7 @@ mod admit;
 pub mod captured;
 pub mod classify;
 mod connect;
+mod crowd; // connections beyond max-connections that are told so
 mod greet;
 pub mod http;
 mod relay;

@@ -91,6 +91,8 @@ pub struct Shared {
     /// What is recorded for traces, if anybody collects them.
     pub tracer: Option<Arc<Tracer>>,
     max_connections: AtomicU32,
+    /// Connections beyond these that are being told so.
+    heard: AtomicU32,
     /// Every address this process listens on.
     listening: Vec<SocketAddr>,
 }
@@ -241,6 +243,7 @@ impl Shared {
             cut,
             tracer,
             max_connections: AtomicU32::new(max_connections),
+            heard: AtomicU32::new(0),
             listening,
         }
     }
@@ -248,6 +251,25 @@ impl Shared {
     /// Connections the gateway itself may hold, of all ports together.
     pub fn max_connections(&self) -> u32 {
         self.max_connections.load(Ordering::Relaxed)
+    }
+
+    /// Connections beyond these that are being told so.
+    pub fn heard(&self) -> u64 {
+        u64::from(self.heard.load(Ordering::Relaxed))
+    }
+
+    /// One more, if there is room for it; to be taken back with [`Shared::has_heard`].
+    pub fn hears(&self) -> bool {
+        /// One of eight, and no more than these: what is held for nothing is to be small.
+        const MOST: u32 = 64;
+        let most = (self.max_connections() / 8).clamp(1, MOST);
+        let more = |heard| (heard < most).then_some(heard + 1);
+        self.heard.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// One less.
+    pub fn has_heard(&self) {
+        self.heard.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Change how many.

@@ -22,6 +22,7 @@ use tower::Service;
 use super::Client;
 use super::body::ResponseBody;
 use super::name::X_REQUEST_ID;
+use super::pulse::Pulse;
 use crate::access::{self, Clipped, Ending, Entry, MOST_NAME, MOST_PATH, Wanted};
 use crate::conn::Port;
 use crate::conn::trace::{self, Trace};
@@ -48,6 +49,8 @@ pub struct Trail {
     pub id: Option<HeaderValue>,
     /// If one is wanted.
     pub line: Option<Arc<Line>>,
+    /// What moves of it, if that is watched.
+    pub pulse: Option<Rc<Pulse>>,
     /// What is recorded for a trace, once it is decided whether something is.
     pub trace: Trace,
 }
@@ -80,6 +83,7 @@ impl Trail {
             connection: client.connection,
             id: request.headers().get(X_REQUEST_ID).cloned(),
             line: if wanted { request.extensions().get::<Arc<Line>>().cloned() } else { None },
+            pulse: client.pulse.borrow().clone(),
             trace: Trace::NONE,
         }
     }

@@ -115,6 +115,10 @@ where
         let deadline = deadline::of(request.headers(), named, at);
         let (trail, counted_as) = (Trail::of(client, &request), client.counted_as(&request));
         let mut arrival = Arrival { at, deadline, counted_as, trail };
+        if client.one_too_many {
+            client.trace(&mut arrival, &request, 1);
+            return self.turn_away(&request, arrival, Reason::MaxConnections);
+        }
         if deadline.is_some_and(|deadline| client.is_hopeless(at, deadline)) {
             client.trace(&mut arrival, &request, 1);
             return self.turn_away(&request, arrival, Reason::DeadlineUnmeetable);
@@ -234,7 +238,8 @@ impl<E: Engine> Client<E> {
         trace::Arrival { port: &self.upstream.port, client: self.address, at }
     }
 
-    /// Whether a request would, at the pace of late, be answered only after its deadline.
+    /// Whether a request would, at the pace of late, be answered only after its deadline. Never while nobody
+    /// waits: were the pace known to be slower than all deadlines, nobody would be let in to show that it is not.
     fn is_hopeless(&self, now: Instant, deadline: Instant) -> bool {
         let port = self.port();
         if !port.gate.is_enforcing() {

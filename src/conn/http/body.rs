@@ -13,7 +13,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::account::Line;
-use super::exchange::{Broke, Lease};
+use super::exchange::{Broke, Lease, Slot};
+use super::pulse::Pulse;
 use super::streams::is_our_reset;
 use super::takers::{Piece, Taker, Takers};
 use super::wire::{Alarm, Head};
@@ -44,6 +45,8 @@ pub struct Upload {
     lease: Option<Rc<Lease>>,
     /// In the access log, if there is one.
     line: Option<Arc<Line>>,
+    /// What moves of it, if that is watched.
+    pulse: Option<Rc<Pulse>>,
     /// How to make an alarm; the engine's business.
     alarm_at: Box<dyn Fn(Instant) -> Alarm>,
     alarm: Option<Alarm>,
@@ -60,14 +63,15 @@ impl Upload {
     pub fn new(
         incoming: Incoming,
         patience: Option<Duration>,
-        line: Option<Arc<Line>>,
+        slot: &Slot,
         alarm_at: Box<dyn Fn(Instant) -> Alarm>,
     ) -> Self {
         Self {
             incoming,
             patience,
             lease: None,
-            line,
+            line: slot.line(),
+            pulse: slot.pulse(),
             alarm_at,
             alarm: None,
             received: 0,
@@ -160,6 +164,9 @@ impl Body for Upload {
             Some(Ok(frame)) => {
                 let length = length(&frame);
                 this.received += length;
+                if let Some(pulse) = &this.pulse {
+                    pulse.beat();
+                }
                 if let Some(line) = &this.line {
                     line.carried(Side::Client, length);
                 }
@@ -317,6 +324,8 @@ pub struct ResponseBody {
 enum Content {
     /// Nothing but the head.
     Empty,
+    /// Not even that: the client is to take it for a request that was never seen.
+    NotProcessed,
     /// A few words of our own.
     Words(Bytes),
     /// The application's.
@@ -328,6 +337,8 @@ pub struct Busy {
     on: On,
     /// The connection ends because its client does not take what it is sent.
     stalled: Rc<Cell<bool>>,
+    /// What moves of it, if that is watched.
+    pulse: Option<Rc<Pulse>>,
 }
 
 enum On {
@@ -339,14 +350,21 @@ enum On {
 
 impl Busy {
     /// From now until it is dropped, on a connection that serves one at a time.
-    pub fn one(head: Rc<Cell<Head>>, stalled: Rc<Cell<bool>>) -> Self {
+    pub fn one(head: Rc<Cell<Head>>, stalled: Rc<Cell<bool>>, pulse: Option<Rc<Pulse>>) -> Self {
         head.set(Head::Busy);
-        Self { on: On::One(head), stalled }
+        Self { on: On::One(head), stalled, pulse }
     }
 
     /// From now until it is dropped, on one that serves many.
-    pub fn many(takers: &Rc<Takers>, stalled: Rc<Cell<bool>>) -> Self {
-        Self { on: On::Many(takers.begin()), stalled }
+    pub fn many(takers: &Rc<Takers>, stalled: Rc<Cell<bool>>, pulse: Option<Rc<Pulse>>) -> Self {
+        Self { on: On::Many(takers.begin(pulse.clone())), stalled, pulse }
+    }
+
+    /// The answer has begun.
+    pub fn answers(&self) {
+        if let Some(pulse) = &self.pulse {
+            pulse.answers();
+        }
     }
 
     /// Whether it ends because its client does not take what it is sent.
@@ -356,6 +374,9 @@ impl Busy {
 
     /// So much of the answer is handed out.
     fn hand_out(&self, bytes: Bytes) -> Piece {
+        if let Some(pulse) = &self.pulse {
+            pulse.beat();
+        }
         match &self.on {
             On::One(_) => bytes.into(),
             On::Many(taker) => taker.hand_out(bytes),
@@ -372,6 +393,9 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
+        if let Some(pulse) = &self.pulse {
+            pulse.end();
+        }
         if let On::One(head) = &self.on {
             head.set(Head::Idle(Instant::now()));
         }
@@ -391,6 +415,14 @@ impl Drop for ResponseBody {
 impl ResponseBody {
     /// Nothing but the head.
     pub const EMPTY: Self = Self::of(Content::Empty);
+
+    /// None: its stream is to be refused.
+    pub const NOT_PROCESSED: Self = Self::of(Content::NotProcessed);
+
+    /// Whether its stream is to be refused instead.
+    pub const fn is_not_processed(&self) -> bool {
+        matches!(self.content, Content::NotProcessed)
+    }
 
     /// A few words of our own.
     pub const fn words(words: Bytes) -> Self {
@@ -417,7 +449,7 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Piece>, hyper::Error>>> {
         let this = &mut *self;
         let polled = match &mut this.content {
-            Content::Empty => Poll::Ready(None),
+            Content::Empty | Content::NotProcessed => Poll::Ready(None),
             Content::Words(words) => {
                 let words = std::mem::take(words);
                 this.content = Content::Empty;
@@ -440,7 +472,7 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
-            Content::Empty => true,
+            Content::Empty | Content::NotProcessed => true,
             Content::Words(words) => words.is_empty(),
             Content::Answer(answer) => answer.incoming.as_ref().is_none_or(Body::is_end_stream),
         }
@@ -448,7 +480,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Empty => SizeHint::with_exact(0),
+            Content::Empty | Content::NotProcessed => SizeHint::with_exact(0),
             Content::Words(words) => SizeHint::with_exact(words.len() as u64),
             Content::Answer(answer) => {
                 answer.incoming.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)

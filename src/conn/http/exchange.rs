@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 
 use super::account::{Line, Trail};
 use super::carrier::Carries;
+use super::pulse::Pulse;
 use super::streams::Place;
 use crate::conn::Port;
 use crate::conn::release;
@@ -57,6 +58,9 @@ impl Slot {
         permit: Permit,
     ) -> Self {
         port.metrics.admit();
+        if let Some(pulse) = &trail.pulse {
+            pulse.begin(admitted);
+        }
         let outcome = Cell::new(Outcome::ClientReset);
         Self { port, client, trail, arrived, admitted, outcome, _permit: permit }
     }
@@ -74,6 +78,11 @@ impl Slot {
     /// Its line in the access log.
     pub fn line(&self) -> Option<Arc<Line>> {
         self.trail.line.clone()
+    }
+
+    /// What moves of it, if that is watched.
+    pub fn pulse(&self) -> Option<Rc<Pulse>> {
+        self.trail.pulse.clone()
     }
 
     /// What is recorded of it for a trace.
@@ -102,7 +111,10 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let now = Instant::now();
-        let outcome = self.outcome.get();
+        let outcome = match &self.trail.pulse {
+            Some(pulse) if pulse.has_stopped() => Outcome::IdleTimeout,
+            _ => self.outcome.get(),
+        };
         let held = now.saturating_duration_since(self.admitted);
         self.port.metrics.free(held);
         if outcome == Outcome::Served {

@@ -1,15 +1,19 @@
 //! Forward: send an admitted request to the application and hand its answer back. The innermost
 //! service: whatever comes here has a slot.
 
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
+use pin_project_lite::pin_project;
 
 use super::admit::Admitted;
 use super::body::{Answer, RequestBody, ResponseBody, Upload};
 use super::exchange::{Broke, Lease, Slot};
+use super::pulse::Pulse;
 use super::refuse::{Cause, Manner, refuse};
 use super::streams::is_our_reset;
 use super::tunnel::Tunnel;
@@ -34,8 +38,9 @@ pub fn forward<E: Engine>(
     client: Rc<Client<E>>,
     admitted: Admitted,
 ) -> impl Future<Output = Response<ResponseBody>> {
+    let watched = Watched::of(&client, &admitted).map(Box::new);
     let Admitted { request, slot } = admitted;
-    async move {
+    let exchange = async move {
         let manner = Manner::of(&request);
         let asks_to_switch = headers::wanted_upgrade(&request).is_some();
         // In boxes: most requests go to an application that speaks HTTP/1.
@@ -54,6 +59,47 @@ pub fn forward<E: Engine>(
             connection(&client, request, slot, is_grpc).await
         };
         answer(&client, &manner, asks_to_switch, answered)
+    };
+    Forward { exchange, watched }
+}
+
+pin_project! {
+    /// An exchange that has no answer yet, and is given up when nothing moves of it any more.
+    struct Forward<F, E: Engine> {
+        #[pin]
+        exchange: F,
+        watched: Option<Box<Watched<E>>>,
+    }
+}
+
+/// Who is told that nothing moves, and how.
+struct Watched<E: Engine> {
+    client: Rc<Client<E>>,
+    pulse: Rc<Pulse>,
+    manner: Manner,
+    trace: Trace,
+}
+
+impl<E: Engine> Watched<E> {
+    fn of(client: &Rc<Client<E>>, Admitted { request, slot }: &Admitted) -> Option<Self> {
+        let (pulse, trace) = (slot.pulse()?, slot.trace().clone());
+        Some(Self { client: client.clone(), pulse, manner: Manner::of(request), trace })
+    }
+}
+
+impl<F: Future<Output = Response<ResponseBody>>, E: Engine> Future for Forward<F, E> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        match this.watched {
+            Some(watched) if watched.pulse.has_stopped() => {
+                let response = say(&watched.client, &watched.manner, Cause::AppIsSilent);
+                watched.trace.refused(&response);
+                Poll::Ready(response)
+            }
+            _ => this.exchange.poll(cx),
+        }
     }
 }
 
@@ -260,7 +306,7 @@ fn body<E: Engine>(
     // A call of gRPC may be silent for as long as it likes, and its answer may begin at its end.
     let patience = (!is_grpc).then_some(client.config.http.body_timeout);
     let alarm_at = Box::new(move |at| alarm(&engine, at));
-    RequestBody::Upload(Box::new(Upload::new(incoming, patience, slot.line(), alarm_at)))
+    RequestBody::Upload(Box::new(Upload::new(incoming, patience, slot, alarm_at)))
 }
 
 /// Whose fault it was that no answer came.

@@ -17,8 +17,10 @@ mod carrier;
 mod deadline;
 mod exchange;
 mod forward;
+mod frames; // what clients of HTTP/2 send
 mod headers;
 mod name;
+mod pulse; // exchanges in which nothing moves
 mod refuse;
 mod screen;
 mod stack;
@@ -47,7 +49,8 @@ use hyper_util::rt::TokioIo;
 use super::registry::Stage;
 use super::{Conn, Port, QueuedHalfClose};
 use crate::io::{Engine, Traffic, sock};
-pub use refuse::Statuses;
+use pulse::Pulse;
+pub use refuse::{GrpcStatus, Statuses};
 use stack::{Front, stack};
 use takers::{StreamTasks, Takers};
 use tunnel::{Entrance, Tunnel};
@@ -149,11 +152,15 @@ pub struct Client<E: Engine> {
     traffic: Arc<Traffic>,
     /// The requests being served, if there can be several.
     takers: Rc<Takers>,
+    /// What moves of the request that came last, if that is watched.
+    pulse: RefCell<Option<Rc<Pulse>>>,
     /// It ends because the client does not take what it is sent.
     stalled: Rc<Cell<bool>>,
     /// What the application is told of the client, ready to be put into a request.
     forwarded_for: Option<HeaderValue>,
     forwarded: Option<HeaderValue>,
+    /// The gateway holds as many connections as it may without this one: its requests are refused.
+    one_too_many: bool,
     /// It has said that it sends nothing more after the request that is being served.
     last: Cell<bool>,
     /// Set once the application has switched protocols.
@@ -166,6 +173,7 @@ impl<E: Engine> Client<E> {
         conn: &Conn<E, ()>,
         line: Rc<Line<E>>,
         version: Version,
+        one_too_many: bool,
     ) -> Self {
         let address = conn.entry.client();
         let ip = address.map(|address| address.ip());
@@ -179,9 +187,11 @@ impl<E: Engine> Client<E> {
             line,
             traffic: conn.entry.traffic().clone(),
             takers: Rc::default(),
+            pulse: RefCell::default(),
             stalled: Rc::default(),
             forwarded_for: ip.and_then(|ip| value(ip.to_string())),
             forwarded: node.and_then(|node| value(format!("for={node}"))),
+            one_too_many,
             last: Cell::new(false),
             tunnel: RefCell::default(),
             upstream,
@@ -192,12 +202,30 @@ impl<E: Engine> Client<E> {
         &self.upstream.port
     }
 
+    /// Whether it is one too many, and has heard so: on HTTP/1 each refusal says that it is the last.
+    fn has_told_enough(&self) -> bool {
+        self.one_too_many && self.http2 && !self.takers.is_quiet()
+    }
+
     /// Count the bytes that were carried since the last time.
     fn count_bytes(&self) {
         let news = self.line.news();
         if news != [0, 0] {
             self.traffic.add(&self.port().metrics.bytes, news);
+            if !self.http2
+                && let Some(pulse) = &*self.pulse.borrow()
+            {
+                pulse.beat();
+            }
         }
+    }
+
+    /// A request has come: what moves of it is to be watched, if there is an `idle-timeout`.
+    fn begin_pulse(&self) -> Option<Rc<Pulse>> {
+        self.config.idle_timeout?;
+        let pulse = Rc::<Pulse>::default();
+        *self.pulse.borrow_mut() = Some(pulse.clone());
+        Some(pulse)
     }
 }
 
@@ -214,8 +242,12 @@ enum End {
     Stalled,
     /// Still open at the end of the drain.
     Cut,
-    /// Nothing moved for `idle-timeout`.
+    /// Nothing moved for `idle-timeout`, between two requests.
     Idle,
+    /// The same, while an answer was on its way.
+    Still,
+    /// The client sends frame after frame that is no part of a request.
+    Flood,
 }
 
 impl End {
@@ -227,11 +259,29 @@ impl End {
 
 /// Serve all requests of one connection.
 pub(super) async fn serve<E: Engine>(upstream: Rc<Upstream<E>>, conn: Conn<E>, version: Version) {
+    converse(upstream, conn, version, false).await;
+}
+
+/// Refuse all requests of one connection: there are too many.
+pub(super) async fn refuse_all<E: Engine>(
+    upstream: Rc<Upstream<E>>,
+    conn: Conn<E>,
+    version: Version,
+) {
+    converse(upstream, conn, version, true).await;
+}
+
+async fn converse<E: Engine>(
+    upstream: Rc<Upstream<E>>,
+    conn: Conn<E>,
+    version: Version,
+    one_too_many: bool,
+) {
     let (engine, port) = (upstream.engine.clone(), upstream.port.clone());
     let (stream, conn) = conn.part();
     conn.entry.enter(Stage::Serving);
     let line = Line::new(&engine, stream, Head::Since(conn.entry.since()));
-    let client = Rc::new(Client::new(upstream, &conn, line.clone(), version));
+    let client = Rc::new(Client::new(upstream, &conn, line.clone(), version, one_too_many));
     let over = match version {
         Version::One => serve_one(&engine, &client).await,
         Version::Two => Over::End(serve_two(&engine, &client).await),
@@ -279,7 +329,7 @@ async fn serve_one<E: Engine>(engine: &E, client: &Rc<Client<E>>) -> Over<E> {
 
 /// HTTP/2.
 async fn serve_two<E: Engine>(engine: &E, client: &Rc<Client<E>>) -> End {
-    client.line.head.set(Head::Busy);
+    client.line.begin_frames();
     let front = Front::new(client.clone(), stack(client.clone()));
     let io = TokioIo::new(client.line.wire());
     let connection = http2::Builder::new(StreamTasks::new(engine, &client.takers))
@@ -307,7 +357,7 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
     let shared = &client.port().shared;
     let mut closing = shared.closing.watch();
     let mut cut = shared.cut.watch();
-    let mut told = None;
+    let (mut told, mut rests) = (None, None);
     let (mut head, mut stall, mut quiet) =
         (Watch::new(engine), Watch::new(engine), Watch::new(engine));
     std::future::poll_fn(|cx| {
@@ -316,9 +366,13 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
         // A connection may last for days: not only at its end.
         client.count_bytes();
         if let Poll::Ready(done) = done {
-            return Poll::Ready(End::of(done));
+            return Poll::Ready(if line.is_flooded() { End::Flood } else { End::of(done) });
         }
-        if told.is_none() && Pin::new(&mut closing).poll(cx).is_ready() && !has_more(client) {
+        if told.is_none()
+            && (Pin::new(&mut closing).poll(cx).is_ready() && !has_more(client)
+                || client.has_told_enough()
+                || poll_rested(client, &mut rests, &mut head, cx).is_ready())
+        {
             told = Some(Instant::now());
             graceful(connection.as_mut());
             if let Poll::Ready(done) = connection.as_mut().poll(cx) {
@@ -331,10 +385,18 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
         if let Poll::Ready(end) = poll_head(line, config, &mut head, cx) {
             return Poll::Ready(end);
         }
-        if client.http2
-            && let Poll::Ready(end) = poll_streams(client, told, &mut quiet, cx)
-        {
-            return Poll::Ready(end);
+        if client.http2 {
+            if let Poll::Ready(end) = poll_streams(client, told, &mut quiet, cx) {
+                return Poll::Ready(end);
+            }
+        } else if let Poll::Ready(is_answering) = poll_still(client, &mut head, cx) {
+            if is_answering {
+                return Poll::Ready(End::Still);
+            }
+            // It is answered for the application, which has not.
+            if let Poll::Ready(done) = connection.as_mut().poll(cx) {
+                return Poll::Ready(End::of(done));
+            }
         }
         stall.poll_stalled(line, config.write_stall_timeout, cx).map(|()| {
             client.stalled.set(true);
@@ -344,8 +406,42 @@ async fn drive<E: Engine, C: Future<Output = hyper::Result<()>>>(
     .await
 }
 
+/// Whether a connection of HTTP/2 has had no request for too long: `since` when.
+fn poll_rested<E: Engine>(
+    client: &Client<E>,
+    since: &mut Option<Instant>,
+    watch: &mut Watch<E>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    let Some(timeout) = client.config.idle_timeout.filter(|_| client.http2) else {
+        return Poll::Pending;
+    };
+    if !client.takers.is_quiet() {
+        *since = None;
+        return Poll::Pending;
+    }
+    watch.poll_past(*since.get_or_insert_with(Instant::now) + timeout, cx)
+}
+
+/// Whether nothing has moved for too long of the one request that is being served; and whether its answer has
+/// begun.
+fn poll_still<E: Engine>(
+    client: &Client<E>,
+    watch: &mut Watch<E>,
+    cx: &mut Context<'_>,
+) -> Poll<bool> {
+    let Some(timeout) = client.config.idle_timeout else { return Poll::Pending };
+    let pulse = client.pulse.borrow();
+    let Some((pulse, since)) = pulse.as_ref().and_then(|pulse| Some((pulse, pulse.since()?)))
+    else {
+        return Poll::Pending;
+    };
+    watch.poll_past(since + timeout, cx).map(|()| pulse.stop())
+}
+
 /// Whether a connection of HTTP/2 ends, because it has been told so and has nothing more to do, or because its
-/// client does not take what is left of its answers. Streams that are not taken are reset.
+/// client does not take what is left of its answers. Streams that are not taken, or in which nothing moves, are
+/// ended.
 fn poll_streams<E: Engine>(
     client: &Client<E>,
     told: Option<Instant>,
@@ -367,7 +463,8 @@ fn poll_streams<E: Engine>(
             return Poll::Ready(End::Stalled);
         }
         let next = takers.cut(now, patience, cx);
-        let Some(next) = [farewell, untaken, next].into_iter().flatten().min() else {
+        let still = client.config.idle_timeout.and_then(|timeout| takers.stop(now, timeout));
+        let Some(next) = [farewell, untaken, next, still].into_iter().flatten().min() else {
             return Poll::Pending;
         };
         ready!(watch.poll_past(next, cx));
@@ -396,7 +493,9 @@ fn poll_head<E: Engine>(
 /// connection closes.
 fn has_more<E: Engine>(client: &Client<E>) -> bool {
     match client.line.head() {
+        // On HTTP/2 that is what a farewell in two steps is for.
         Head::Busy => false,
+        _ if client.http2 => false,
         // hyper has the beginning of a head.
         Head::Since(_) if client.line.has_spoken() => true,
         Head::Since(_) | Head::Idle(_) => {
@@ -408,12 +507,7 @@ fn has_more<E: Engine>(client: &Client<E>) -> bool {
 /// End a client's connection so that what was written last is read. `last`: it has said that it sends
 /// nothing more.
 async fn close<E: Engine>(engine: &E, line: Rc<Line<E>>, end: End, last: bool) {
-    if end == End::SlowHead && line.has_spoken() {
-        const LATE: &[u8] =
-            b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-        // If there is no room for so little, the client does not read anyway.
-        let _ = line.socket().send(LATE);
-    }
+    say_why(&line, end);
     let ended = line.has_ended();
     if Rc::strong_count(&line) > 1 {
         // Streams of HTTP/2 that have not noticed yet; the socket closes with the last of them.
@@ -423,12 +517,34 @@ async fn close<E: Engine>(engine: &E, line: Rc<Line<E>>, end: End, last: bool) {
     let Some((stream, _)) = line.reclaim().await else { return };
     let socket = engine.socket(&stream);
     match end {
-        End::Stalled => sock::reset(socket),
+        // To a client that counts no bytes of it, an answer must not look as if it were whole.
+        End::Stalled | End::Still => sock::reset(socket),
         // Closed with nothing unread, what was written is delivered, and then the end.
         End::Done if last && !sock::peek(&socket, &mut [0]).is_ok_and(|length| length > 0) => {}
-        End::Done | End::Unheard(_) | End::SlowHead | End::Idle | End::Cut if !ended => {
+        End::Done | End::Unheard(_) | End::SlowHead | End::Idle | End::Cut | End::Flood
+            if !ended =>
+        {
             let _ = socket.shutdown(Shutdown::Write);
             linger(engine, &stream).await;
+        }
+        _ => {}
+    }
+}
+
+/// Tell a client what hyper does not. If there is no room for so little, it does not read anyway.
+fn say_why<E: Engine>(line: &Line<E>, end: End) {
+    const LATE: &[u8] =
+        b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    /// ENHANCE_YOUR_CALM (RFC 9113, section 7), after a GOAWAY's head and the last stream.
+    const CALM: [u8; 4] = [0, 0, 0, 11];
+    match (end, line.last_stream()) {
+        (End::SlowHead, None) if line.has_spoken() => {
+            let _ = line.socket().send(LATE);
+        }
+        // All frames before have been written to their ends.
+        (End::SlowHead | End::Flood, Some(last)) if line.blocked().is_none() => {
+            let goaway = [&b"\0\0\x08\x07\0\0\0\0\0"[..], &last.to_be_bytes(), &CALM].concat();
+            let _ = line.socket().send(&goaway);
         }
         _ => {}
     }

@@ -23,13 +23,30 @@ const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-m
 /// Nobody is sent away for longer: an estimate is not worth more.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// The statuses that can be chosen. gRPC has its own, whatever is chosen here.
+/// What can be chosen of what is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Statuses {
     /// There is no room: 503 or 429.
     pub no_room: StatusCode,
     /// It cannot be served before its deadline: 503 or 504.
     pub deadline: StatusCode,
+    /// The same as `no_room`, to gRPC.
+    pub grpc_no_room: GrpcStatus,
+    /// On HTTP/2, what may come again is not answered: its stream is refused.
+    pub resets: bool,
+}
+
+/// The statuses of gRPC that are said here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GrpcStatus {
+    /// It was not served in time.
+    DeadlineExceeded = 4,
+    /// Somebody has had as much as there is.
+    ResourceExhausted = 8,
+    /// Nobody serves it.
+    Unimplemented = 12,
+    /// It is not served now.
+    Unavailable = 14,
 }
 
 /// How a client wants to be spoken to.
@@ -49,6 +66,8 @@ pub enum Cause {
     AppBroke,
     /// It answered something that is not HTTP.
     AppTalksNonsense,
+    /// Nothing moved for `idle-timeout`, and it had not answered.
+    AppIsSilent,
     /// The client sent too slowly.
     TooSlow,
     /// The client's request did not come to its end.
@@ -60,7 +79,7 @@ pub enum Cause {
 /// What is said about one cause.
 struct Words {
     status: StatusCode,
-    grpc: u8,
+    grpc: GrpcStatus,
     error: &'static str,
     details: &'static str,
     text: &'static str,
@@ -91,10 +110,8 @@ impl Manner {
 
 impl Cause {
     fn words(self, statuses: Statuses) -> Words {
+        use GrpcStatus::{DeadlineExceeded, ResourceExhausted, Unavailable, Unimplemented};
         use StatusCode as S;
-        const UNAVAILABLE: u8 = 14;
-        const RESOURCE_EXHAUSTED: u8 = 8;
-        const DEADLINE_EXCEEDED: u8 = 4;
         let said = |status, grpc, error, details, text, retry| Words {
             status,
             grpc,
@@ -108,7 +125,7 @@ impl Cause {
             Self::AppBroke => {
                 return said(
                     S::BAD_GATEWAY,
-                    UNAVAILABLE,
+                    Unavailable,
                     "connection_terminated",
                     "",
                     "The application closed the connection before it had answered.",
@@ -118,17 +135,27 @@ impl Cause {
             Self::AppTalksNonsense => {
                 return said(
                     S::BAD_GATEWAY,
-                    UNAVAILABLE,
+                    Unavailable,
                     "http_protocol_error",
                     "",
                     "The application's answer is not HTTP.",
                     false,
                 );
             }
+            Self::AppIsSilent => {
+                return said(
+                    S::GATEWAY_TIMEOUT,
+                    Unavailable,
+                    "http_response_timeout",
+                    "",
+                    "The application did not answer, and nothing moved, for too long.",
+                    false,
+                );
+            }
             Self::TooSlow => {
                 return said(
                     S::REQUEST_TIMEOUT,
-                    DEADLINE_EXCEEDED,
+                    DeadlineExceeded,
                     "http_request_error",
                     "",
                     "The request came too slowly.",
@@ -138,7 +165,7 @@ impl Cause {
             Self::Incomplete => {
                 return said(
                     S::BAD_REQUEST,
-                    UNAVAILABLE,
+                    Unavailable,
                     "http_request_error",
                     "",
                     "The request did not come to its end.",
@@ -147,14 +174,14 @@ impl Cause {
             }
             Self::NotServed(status, text) => {
                 let details = Reason::NotServed.label();
-                return said(status, 12, "http_request_error", details, text, false);
+                return said(status, Unimplemented, "http_request_error", details, text, false);
             }
         };
         let details = reason.label();
         match reason {
             Reason::LimitReached | Reason::QueueFull | Reason::MaxConnections => said(
                 statuses.no_room,
-                UNAVAILABLE,
+                statuses.grpc_no_room,
                 "connection_limit_reached",
                 details,
                 "The application is busy. Try again in a moment.",
@@ -162,7 +189,7 @@ impl Cause {
             ),
             Reason::QueueTimeout => said(
                 statuses.no_room,
-                UNAVAILABLE,
+                statuses.grpc_no_room,
                 "connection_limit_reached",
                 details,
                 "The application was busy for longer than this request could wait.",
@@ -170,7 +197,7 @@ impl Cause {
             ),
             Reason::PerClientLimit => said(
                 S::TOO_MANY_REQUESTS,
-                RESOURCE_EXHAUSTED,
+                ResourceExhausted,
                 "http_request_error",
                 details,
                 "This client has as many requests under way as one client may have.",
@@ -178,7 +205,7 @@ impl Cause {
             ),
             Reason::DeadlineUnmeetable => said(
                 statuses.deadline,
-                DEADLINE_EXCEEDED,
+                DeadlineExceeded,
                 "connection_limit_reached",
                 details,
                 "The request could not be served before its deadline.",
@@ -186,7 +213,7 @@ impl Cause {
             ),
             Reason::Draining => said(
                 S::SERVICE_UNAVAILABLE,
-                UNAVAILABLE,
+                Unavailable,
                 "destination_unavailable",
                 details,
                 "This instance is going away. Another one will serve the request.",
@@ -194,7 +221,7 @@ impl Cause {
             ),
             Reason::UpstreamTimeout => said(
                 S::GATEWAY_TIMEOUT,
-                UNAVAILABLE,
+                Unavailable,
                 "connection_timeout",
                 details,
                 "The application did not accept the connection in time.",
@@ -202,7 +229,7 @@ impl Cause {
             ),
             Reason::Loop => said(
                 S::BAD_GATEWAY,
-                UNAVAILABLE,
+                Unavailable,
                 "proxy_loop_detected",
                 details,
                 "The application's address leads back to the gateway.",
@@ -211,7 +238,7 @@ impl Cause {
             // It may still read, if it has only ended its own side.
             Reason::ClientGone => said(
                 S::BAD_REQUEST,
-                UNAVAILABLE,
+                Unavailable,
                 "http_request_error",
                 details,
                 "The client ended the connection while its request was waiting (queued-half-close).",
@@ -219,7 +246,7 @@ impl Cause {
             ),
             Reason::UpstreamRefused | Reason::Abandoned | Reason::NotServed => said(
                 S::BAD_GATEWAY,
-                UNAVAILABLE,
+                Unavailable,
                 "connection_refused",
                 details,
                 "The application does not accept connections.",
@@ -243,14 +270,18 @@ pub fn refuse(
         if manner.grpc { say_grpc(&words, retry) } else { say_http(cause, &words, manner, retry) };
     let headers = response.headers_mut();
     headers.insert(PROXY_STATUS, proxy_status(cause, &words));
-    // A client that has left asks for nothing more, whatever it has sent.
-    let last = draining || cause == Cause::Reason(Reason::ClientGone);
+    // A client that has left asks for nothing more, whatever it has sent; and one too many is to go.
+    let last =
+        draining || matches!(cause, Cause::Reason(Reason::ClientGone | Reason::MaxConnections));
     if manner.http1 && (last || port.shared.closing.is_raised()) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    if !manner.http1 && words.retry && statuses.resets {
+        *response.body_mut() = ResponseBody::NOT_PROCESSED;
+    }
     let told = Told {
         status: response.status().as_u16(),
-        grpc_status: manner.grpc.then_some(words.grpc),
+        grpc_status: manner.grpc.then_some(words.grpc as u8),
         retry_after: retry.map(|retry| if manner.grpc { retry } else { whole_seconds(retry) }),
     };
     (response, told)
@@ -266,7 +297,7 @@ fn say_grpc(words: &Words, retry: Option<Duration>) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::EMPTY);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(words.grpc)));
+    headers.insert(GRPC_STATUS, HeaderValue::from(words.grpc as u16));
     headers.insert(GRPC_MESSAGE, HeaderValue::from_static(words.text));
     if let Some(retry) = retry {
         let millis = u32::try_from(retry.as_millis()).unwrap_or(u32::MAX);
@@ -383,6 +414,8 @@ fn by_reason<T>(say: impl Fn(&Words) -> T) -> ByReason<T> {
     const ANY: Statuses = Statuses {
         no_room: StatusCode::SERVICE_UNAVAILABLE,
         deadline: StatusCode::SERVICE_UNAVAILABLE,
+        grpc_no_room: GrpcStatus::Unavailable,
+        resets: false,
     };
     Reason::ALL.map(|reason| say(&Cause::Reason(reason).words(ANY)))
 }
@@ -390,10 +423,14 @@ fn by_reason<T>(say: impl Fn(&Words) -> T) -> ByReason<T> {
 /// When there may be room: as long as the queue takes at the pace of late, and up to half as long
 /// again, so that those who were refused together do not come back together.
 fn come_again(port: &Port) -> Duration {
+    room_in(port.pace.mean(), port.gate.queued(), port.gate.limit())
+}
+
+fn room_in(mean: Option<Duration>, queued: u32, limit: u32) -> Duration {
     /// What is said before anything is known of the pace, and at least.
     const LEAST: Duration = Duration::from_millis(500);
-    let turns = f64::from(port.gate.queued() + 1) / f64::from(port.gate.limit().max(1));
-    let mean = port.pace.mean().unwrap_or(LEAST);
+    let turns = f64::from(queued + 1) / f64::from(limit.max(1));
+    let mean = mean.unwrap_or(LEAST);
     let expected = mean.mul_f64(turns.max(1.0)).clamp(LEAST, LONGEST);
     expected.mul_f64(1.0 + jitter() / 2.0).min(LONGEST)
 }
@@ -445,6 +482,8 @@ mod tests {
         let statuses = Statuses {
             no_room: StatusCode::TOO_MANY_REQUESTS,
             deadline: StatusCode::GATEWAY_TIMEOUT,
+            grpc_no_room: GrpcStatus::ResourceExhausted,
+            resets: false,
         };
         for reason in Reason::ALL {
             let cause = Cause::Reason(reason);
@@ -453,6 +492,75 @@ mod tests {
             let details = format!("details=\"{}\"", reason.label());
             assert!(status.to_str().expect("ASCII").ends_with(&details), "{status:?}");
             assert_eq!(plain(cause, &words), format!("{}\n", words.text));
+        }
+    }
+
+    /// features 5.6: whose fault it was, in numbers; and who is asked to come again.
+    #[test]
+    fn each_cause_has_its_statuses() {
+        let said = |cause: Cause, chosen: bool| {
+            let statuses = Statuses {
+                no_room: if chosen {
+                    StatusCode::TOO_MANY_REQUESTS
+                } else {
+                    S::SERVICE_UNAVAILABLE
+                },
+                deadline: if chosen { S::GATEWAY_TIMEOUT } else { S::SERVICE_UNAVAILABLE },
+                grpc_no_room: if chosen {
+                    GrpcStatus::ResourceExhausted
+                } else {
+                    GrpcStatus::Unavailable
+                },
+                resets: false,
+            };
+            let words = cause.words(statuses);
+            (words.status.as_u16(), words.grpc as u8, words.retry)
+        };
+        use Reason as R;
+        use StatusCode as S;
+        for (reason, usual, chosen) in [
+            (R::LimitReached, (503, 14, true), (429, 8, true)),
+            (R::QueueFull, (503, 14, true), (429, 8, true)),
+            (R::QueueTimeout, (503, 14, true), (429, 8, true)),
+            (R::MaxConnections, (503, 14, true), (429, 8, true)),
+            (R::PerClientLimit, (429, 8, true), (429, 8, true)),
+            (R::DeadlineUnmeetable, (503, 4, false), (504, 4, false)),
+            (R::Draining, (503, 14, true), (503, 14, true)),
+            (R::UpstreamRefused, (502, 14, false), (502, 14, false)),
+            (R::UpstreamTimeout, (504, 14, false), (504, 14, false)),
+            (R::Loop, (502, 14, false), (502, 14, false)),
+            (R::ClientGone, (400, 14, false), (400, 14, false)),
+        ] {
+            let cause = Cause::Reason(reason);
+            assert_eq!((said(cause, false), said(cause, true)), (usual, chosen), "{reason:?}");
+        }
+        for (cause, usual) in [
+            (Cause::AppBroke, (502, 14, false)),
+            (Cause::AppTalksNonsense, (502, 14, false)),
+            (Cause::AppIsSilent, (504, 14, false)),
+            (Cause::TooSlow, (408, 4, false)),
+            (Cause::NotServed(S::NOT_IMPLEMENTED, ""), (501, 12, false)),
+        ] {
+            assert_eq!((said(cause, false), said(cause, true)), (usual, usual), "{cause:?}");
+        }
+    }
+
+    /// At the pace of late: as long as those before it take, and up to half as long again.
+    #[test]
+    fn who_comes_again_comes_when_there_may_be_room() {
+        let ms = Duration::from_millis;
+        for (mean, queued, limit, from, to) in [
+            (None, 0, 1, ms(500), ms(750)),                  // nothing is known
+            (Some(ms(10)), 3, 1, ms(500), ms(750)),          // and it is not worth less
+            (Some(ms(2000)), 0, 4, ms(2000), ms(3000)),      // whoever is in takes his time
+            (Some(ms(2000)), 7, 4, ms(4000), ms(6000)),      // two turns of four
+            (Some(ms(2000)), 99, 4, ms(30_000), ms(30_000)), // an estimate is worth no more
+            (Some(ms(1000)), 4, 0, ms(5000), ms(7500)),
+        ] {
+            for _ in 0..100 {
+                let said = room_in(mean, queued, limit);
+                assert!((from..=to).contains(&said), "{mean:?}, {queued} of {limit}: {said:?}");
+            }
         }
     }
 

@@ -148,12 +148,17 @@ fn objection<B>(request: &Request<B>) -> Option<(StatusCode, &'static str)> {
     if request.method() == Method::CONNECT {
         return Some((StatusCode::METHOD_NOT_ALLOWED, "This is not a proxy for other hosts."));
     }
+    let uri = request.uri();
+    if request.version() < Version::HTTP_2 && uri.scheme().is_none() && uri.authority().is_some() {
+        return Some((
+            StatusCode::BAD_REQUEST,
+            "The target of a request is a path or a whole address.",
+        ));
+    }
     let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (_, Some(_)) => Some((StatusCode::BAD_REQUEST, "A request has one Host header.")),
-        (None, _)
-            if request.version() == Version::HTTP_11 && request.uri().authority().is_none() =>
-        {
+        (None, _) if request.version() == Version::HTTP_11 && uri.authority().is_none() => {
             Some((StatusCode::BAD_REQUEST, "A request of HTTP/1.1 has a Host header."))
         }
         _ => None,
@@ -178,6 +183,9 @@ mod tests {
         assert_eq!(status("GET", "http://a/", Version::HTTP_2, 0), None);
         assert_eq!(status("GET", "/", Version::HTTP_11, 0), Some(400));
         assert_eq!(status("GET", "/", Version::HTTP_11, 2), Some(400));
+        assert_eq!(status("GET", "http://a/", Version::HTTP_11, 1), None);
+        assert_eq!(status("OPTIONS", "*", Version::HTTP_11, 1), None);
+        assert_eq!(status("GET", "a", Version::HTTP_11, 1), Some(400));
         assert_eq!(status("CONNECT", "a:1", Version::HTTP_11, 1), Some(405));
     }
 }

@@ -64,6 +64,12 @@ impl<E: Engine, S> Front<E, S> {
     }
 }
 
+/// A request of HTTP/2 that is not answered: its stream is refused, so that its client may repeat it at once,
+/// whatever it asks for (RFC 9113, section 8.7).
+#[derive(Debug, thiserror::Error)]
+#[error("the request was not processed")]
+pub struct NotProcessed(#[source] h2::Error);
+
 pin_project! {
     pub struct Served<F> {
         #[pin]
@@ -77,15 +83,16 @@ where
     S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
 {
     type Response = Response<ResponseBody>;
-    type Error = Infallible;
+    type Error = NotProcessed;
     type Future = Served<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let client = &self.client;
         client.last.set(headers::is_last(&request));
+        let (stalled, pulse) = (client.stalled.clone(), client.begin_pulse());
         let busy = Some(match client.http2 {
-            true => Busy::many(&client.takers, client.stalled.clone()),
-            false => Busy::one(client.line.head.clone(), client.stalled.clone()),
+            true => Busy::many(&client.takers, stalled, pulse),
+            false => Busy::one(client.line.head.clone(), stalled, pulse),
         });
         // No layer of the stack has a readiness of its own: what can be full is the gate, and it says
         // so in its answer.
@@ -97,12 +104,18 @@ impl<F> Future for Served<F>
 where
     F: Future<Output = Result<Response<ResponseBody>, Infallible>>,
 {
-    type Output = F::Output;
+    type Output = Result<Response<ResponseBody>, NotProcessed>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Ok(mut response) = ready!(this.served.poll(cx));
-        response.body_mut().busy = this.busy.take();
+        if response.body().is_not_processed() {
+            return Poll::Ready(Err(NotProcessed(h2::Reason::REFUSED_STREAM.into())));
+        }
+        if let Some(busy) = this.busy.take() {
+            busy.answers();
+            response.body_mut().busy = Some(busy);
+        }
         Poll::Ready(Ok(response))
     }
 }

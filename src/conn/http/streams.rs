@@ -46,6 +46,8 @@ const SETTINGS: (usize, u8) = (3, 4);
 #[derive(Default)]
 pub struct Streams {
     links: RefCell<Vec<Rc<Link>>>,
+    /// When those that are idle are looked for again.
+    look_at: Cell<Option<Instant>>,
     spoken: Cell<Spoken>,
 }
 
@@ -66,6 +68,9 @@ struct Link {
     sender: SendRequest<RequestBody>,
     /// Those that have not ended: their answers may take long after their heads.
     streams: Cell<usize>,
+    /// How many it has carried, and how many it had when those that are idle were last looked for.
+    carried: Cell<u64>,
+    seen: Cell<u64>,
     /// As many as the application takes at once, and no more than we would.
     most: Cell<usize>,
 }
@@ -88,6 +93,24 @@ impl Streams {
         self.links.take();
     }
 
+    /// Have connections end that have carried nothing between two looks, which are `keep` apart. When to look
+    /// again, while there are any.
+    pub fn look_after(&self, now: Instant, keep: Duration) -> Option<Instant> {
+        let mut links = self.links.borrow_mut();
+        let due = self.look_at.get();
+        if links.is_empty() || due.is_some_and(|at| now < at) {
+            self.look_at.set(due.filter(|_| !links.is_empty()));
+            return self.look_at.get();
+        }
+        links.retain(|link| {
+            let carried = link.carried.get();
+            let idle = link.streams.get() == 0 && link.seen.replace(carried) == carried;
+            !(idle && due.is_some())
+        });
+        self.look_at.set((!links.is_empty()).then(|| now + keep));
+        self.look_at.get()
+    }
+
     fn idle_link(&self) -> Option<Rc<Link>> {
         let mut links = self.links.borrow_mut();
         links.retain(|link| !link.sender.is_closed());
@@ -99,6 +122,7 @@ impl Streams {
 impl Place {
     fn on(link: Rc<Link>) -> Self {
         link.streams.set(link.streams.get() + 1);
+        link.carried.set(link.carried.get() + 1);
         Self(link)
     }
 }
@@ -193,9 +217,11 @@ impl<E: Engine> Upstream<E> {
             .await;
         let Ok((sender, mut connection)) = shaken else { return Err(Reason::UpstreamRefused) };
         let most = Cell::new(APP_STREAMS);
-        let link = Rc::new(Link { sender, streams: Cell::new(0), most });
+        let (streams, carried, seen) = (Cell::new(0), Cell::new(0), Cell::new(0));
+        let link = Rc::new(Link { sender, streams, carried, seen, most });
         let told = Rc::downgrade(&link);
         self.streams.links.borrow_mut().push(link.clone());
+        self.look_after_house();
         let (upstream, patience) = (self.clone(), config.write_stall_timeout);
         self.engine.spawn(self.tasks.track_future(async move {
             upstream.port.metrics.app_connected();

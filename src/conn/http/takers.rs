@@ -24,6 +24,7 @@ use hyper::rt::Executor;
 use pin_project_lite::pin_project;
 use slab::Slab;
 
+use super::pulse::Pulse;
 use crate::io::Engine;
 
 /// The streams of one connection.
@@ -46,6 +47,8 @@ struct Stream {
     /// Bytes that were handed out and not written yet; and how many that were when it was last looked at.
     out: Arc<AtomicUsize>,
     seen: Cell<usize>,
+    /// What moves of it, if that is watched.
+    pulse: Option<Rc<Pulse>>,
     /// It is to be reset.
     cut: Cell<bool>,
     /// Its task.
@@ -111,8 +114,8 @@ impl Drop for Piece {
 
 impl Takers {
     /// A request has come.
-    pub fn begin(self: &Rc<Self>) -> Taker {
-        let stream = Rc::<Stream>::default();
+    pub fn begin(self: &Rc<Self>, pulse: Option<Rc<Pulse>>) -> Taker {
+        let stream = Rc::new(Stream { pulse, ..Stream::default() });
         let key = self.open.borrow_mut().insert(stream.clone());
         *self.newest.borrow_mut() = Some(stream.clone());
         Taker { stream, key, takers: self.clone() }
@@ -139,12 +142,31 @@ impl Takers {
                 continue;
             }
             stream.cut.set(true);
-            if let Some(task) = stream.task.take() {
-                task.wake();
-            }
+            stream.wake();
         }
         if next.is_none() {
             *self.watch.borrow_mut() = Some(cx.waker().clone());
+        }
+        next
+    }
+
+    /// End the streams of which nothing has moved for `timeout`: those whose answer has begun are reset, the
+    /// others are answered for the application. When the next will have stopped.
+    pub fn stop(&self, now: Instant, timeout: Duration) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        for (_, stream) in &*self.open.borrow() {
+            let Some(pulse) = stream.pulse.as_ref().filter(|pulse| !pulse.has_stopped()) else {
+                continue;
+            };
+            let at = pulse.due(now, timeout, stream.out.load(Ordering::Relaxed));
+            if at > now {
+                next = Some(next.map_or(at, |next| next.min(at)));
+                continue;
+            }
+            if pulse.stop() {
+                stream.cut.set(true);
+            }
+            stream.wake();
         }
         next
     }
@@ -154,6 +176,14 @@ impl Takers {
         let mut tails = self.tails.borrow_mut();
         tails.retain(|tail| !tail.is_over());
         tails.iter_mut().map(|tail| tail.untaken_since(now)).min()
+    }
+}
+
+impl Stream {
+    fn wake(&self) {
+        if let Some(task) = self.task.take() {
+            task.wake();
+        }
     }
 }
 

@@ -51,7 +51,7 @@ pub struct Upstream<E: Engine> {
     links: RefCell<Slab<Link<E>>>,
     /// The one used last at the end: the others grow old and are closed.
     idle: RefCell<Vec<(usize, Instant)>>,
-    /// Rung when the first connection becomes idle.
+    /// Rung when the first connection becomes idle, and when there is one for streams.
     kept: Notify,
     myself: Weak<Self>,
 }
@@ -129,6 +129,11 @@ impl<E: Engine> Upstream<E> {
                 None => self.room(deadline).await?,
             }
         }
+    }
+
+    /// Have idle connections looked for: there is another one.
+    pub(super) fn look_after_house(&self) {
+        self.kept.notify_one();
     }
 
     /// Room for one more connection, at the cost of an idle one if there is no other.
@@ -441,12 +446,15 @@ async fn keep_house<E: Engine>(upstream: Rc<Upstream<E>>) {
         // From here on nobody asks in vain.
         let asked = pin!(port.seats.asked());
         let keep = port.config().http.app_keepalive;
-        for key in superfluous(&upstream, Instant::now(), keep) {
+        let now = Instant::now();
+        for key in superfluous(&upstream, now, keep) {
             upstream.close(key);
         }
+        let streams = upstream.streams.look_after(now, keep);
         let oldest = upstream.idle.borrow().first().map(|(_, since)| *since + keep);
+        let next = [oldest, streams].into_iter().flatten().min();
         let old = async {
-            match oldest {
+            match next {
                 Some(at) => upstream.engine.sleep_until(at).await,
                 None => upstream.kept.notified().await,
             }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::frames::{Flood, Frames};
 use crate::io::{Engine, sock};
 
 /// What is read of a connection before others have their turn. A client that always has more to say, and of
@@ -23,6 +24,10 @@ pub struct Line<E: Engine> {
     io: E::Io,
     /// Bytes are expected that have to come in time: since when the first of them is here.
     pub head: Rc<Cell<Head>>,
+    /// What a client of HTTP/2 sends.
+    frames: RefCell<Option<Box<Frames>>>,
+    /// It floods us.
+    flooded: Cell<bool>,
     /// Since when the peer does not take what is written.
     blocked: Cell<Option<Instant>>,
     /// Who has to know of that, if it is not who writes.
@@ -40,7 +45,7 @@ pub struct Line<E: Engine> {
 /// Where the next request's head is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
-    /// Not expected: a request is being served.
+    /// Not expected: a request is being served, or many may be.
     Busy,
     /// The connection has been between two requests since then.
     Idle(Instant),
@@ -58,6 +63,8 @@ impl<E: Engine> Line<E> {
             io: engine.open(stream),
             engine: engine.clone(),
             head: Rc::new(Cell::new(head)),
+            frames: RefCell::default(),
+            flooded: Cell::new(false),
             blocked: Cell::new(None),
             watcher: RefCell::default(),
             ended: Cell::new(false),
@@ -81,6 +88,21 @@ impl<E: Engine> Line<E> {
     /// From now on no more is read than belongs to one turn, until the next one begins.
     pub fn begin_turn(&self) {
         self.turn.set(TURN);
+    }
+
+    /// From now on the client speaks HTTP/2.
+    pub fn begin_frames(&self) {
+        *self.frames.borrow_mut() = Some(Box::new(Frames::new(Instant::now())));
+    }
+
+    /// The last request of HTTP/2 whose head is whole, if that is what the client speaks.
+    pub fn last_stream(&self) -> Option<u32> {
+        self.frames.borrow().as_ref().map(|frames| frames.last())
+    }
+
+    /// Whether the client sends frame after frame that is no part of a request; nothing more is read of it.
+    pub fn is_flooded(&self) -> bool {
+        self.flooded.get()
     }
 
     /// Since when the peer does not take what is written.
@@ -158,6 +180,21 @@ impl<E: Engine> Line<E> {
     pub async fn reclaim(self: Rc<Self>) -> Option<(E::Stream, Vec<u8>)> {
         let line = Rc::into_inner(self)?;
         Some(line.engine.reclaim(line.io).await)
+    }
+
+    /// The client has sent these.
+    fn heed(&self, bytes: &[u8]) -> Result<(), Flood> {
+        let mut frames = self.frames.borrow_mut();
+        let Some(frames) = &mut *frames else { return Ok(()) };
+        let was_open = frames.is_open();
+        let has_closed =
+            frames.take(bytes, self.written.get()).inspect_err(|_| self.flooded.set(true))?;
+        if !frames.is_open() {
+            self.head.set(Head::Busy);
+        } else if has_closed || !was_open {
+            self.head.set(Head::Since(Instant::now()));
+        }
+        Ok(())
     }
 
     fn poll_write(&self, cx: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
@@ -266,6 +303,8 @@ impl<E: Engine> AsyncRead for Wire<E> {
             line.ended.set(true);
         } else if let Head::Idle(_) = line.head.get() {
             line.head.set(Head::Since(Instant::now()));
+        } else if let Err(flood) = line.heed(&buf.filled()[before..]) {
+            return Poll::Ready(Err(io::Error::other(flood)));
         }
         Poll::Ready(read)
     }

@@ -24,6 +24,7 @@ engines!(
     what_only_begins_like_http_passes_untouched,
     a_server_that_speaks_first_is_tcp,
     waiting_is_no_way_round_the_limit,
+    looking_odd_is_no_way_round_the_limit,
     a_silent_connection_holds_a_slot,
     an_unknown_protocol_is_refused_as_tcp,
     a_port_declared_http_never_becomes_a_tunnel,
@@ -158,7 +159,7 @@ fn what_only_begins_like_http_passes_untouched(engine: Engine) {
         b"\0\0\0\x08\x04\xd2\x16\x2f",
         b"*1\r\n$4\r\nPING\r\n",
         b"SSH-2.0-client\r\n",
-        b"GET / HTTP/3.7\n",
+        b"GET / HTCPCP/1.0\n",
     ] {
         passes_untouched(engine, bytes);
     }
@@ -216,6 +217,38 @@ fn waiting_is_no_way_round_the_limit(engine: Engine) {
     }
     assert!(app.peak() <= 2, "{} at once", app.peak());
     assert_eq!(app.count(), 18);
+    assert_settled(&gateway, app.address.port());
+}
+
+/// What servers take for a request is one here, whatever comes before it and however it is called.
+fn looking_odd_is_no_way_round_the_limit(engine: Engine) {
+    let app = HttpOracle::start();
+    let gateway = auto(engine, app.address).set("limit", 1).set("queue-length", 20).start();
+    let method = "M".repeat(33);
+    let odd =
+        ["\r\n".repeat(600), "\n".repeat(5000), format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")];
+    let served = |start: &String| {
+        let mut client = gateway.paused(|| {
+            let mut client = Http1::connect(gateway.address);
+            client.send(start); // all of it is there before anybody looks
+            client
+        });
+        if start.starts_with('M') {
+            assert_eq!(client.answer().expect("an answer").status, 200);
+        }
+        (0..5).for_each(|_| client.ask("/work?ms=5", ""));
+        (0..5).for_each(|at| assert_eq!(client.answer().expect("an answer").status, 200, "{at}"));
+    };
+    odd.iter().for_each(served);
+    assert_eq!((gateway.port().admitted, app.count()), (16, 16), "each took a slot");
+    // And what hyper does not take is refused by it, and is no tunnel.
+    for line in ["A B HTTP/1.1", "GET  / HTTP/1.1", "GET\t/\tHTTP/1.1", "GET / HTTP/2.0"] {
+        let mut client = Http1::connect(gateway.address);
+        client.send(format!("{line}\r\nHost: a\r\n\r\n"));
+        let status = client.answer().expect("an answer").status;
+        assert!((400..=505).contains(&status), "{line}: {status}");
+    }
+    assert_eq!((app.peak(), app.count()), (1, 16));
     assert_settled(&gateway, app.address.port());
 }
 

@@ -23,13 +23,16 @@ mod classify; // ports that are auto
 mod curl; // P9: what clients rely on is the same with and without
 mod drain; // P6: nothing is lost when it goes
 mod leaves; // P1, P5: clients that leave after they were let in
+mod limits; // P1: a limit that changes; floods; deadlines at a known pace
 mod overload; // A16: far more than fits
 mod queue; // P2, P3: in order, bounded, never for those who left
+mod refusals; // P4: choices, too many connections, waiters at the end of a drain
 mod refuse; // P4: quickly, politely, by reason
 mod servers; // nginx, gunicorn, Node, grpcio and their clients
 mod slow; // A5: what does not come
 mod smuggling; // A7, A8: the application sees the requests we see
 mod takers; // P1, P5, P6, P10: streams that are not taken, and those of the application
+mod timeouts; // A5: what does not come, and what does not move
 mod trace; // what is recorded of requests, and who collects it
 mod websockets; // P5, P9: what others' test suites say, with and without
 

@@ -251,7 +251,8 @@ fn nobody_waits_longer_than_promised(engine: Engine) {
     assert_settled(&gateway, app.address.port());
 }
 
-/// A deadline of 0 cannot be met, nor can one be that is shorter than any request has ever taken.
+/// A deadline of 0 cannot be met. One that can is let in while nobody waits, whatever the pace of late: what is
+/// not let in teaches nothing of the pace.
 fn a_deadline_that_has_no_room_is_refused_at_arrival(engine: Engine) {
     let app = HttpOracle::start();
     let gateway = gate(engine, app.address).set("limit", 1).set("queue-length", 5).start();
