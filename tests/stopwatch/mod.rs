@@ -28,7 +28,12 @@ impl Stopwatch {
     /// What others had of the processors since the start, all of them together: one thing after the other
     /// may have waited for each. So of two processors that are half stolen nothing is left.
     pub(crate) fn withheld(&self) -> Duration {
-        stolen().saturating_sub(self.stolen)
+        self.withheld_at(stolen())
+    }
+
+    /// When so much has been withheld since the machine was started.
+    fn withheld_at(&self, stolen: Duration) -> Duration {
+        stolen.saturating_sub(self.stolen)
     }
 
     /// What was left of the time that passed; for bounds from above.
@@ -38,12 +43,8 @@ impl Stopwatch {
 
     /// Whether `bound` is over, in own time.
     pub(crate) fn is_past(&self, bound: Duration) -> bool {
-        is_over(bound, self.elapsed(), self.withheld())
+        self.own() >= bound
     }
-}
-
-fn is_over(bound: Duration, elapsed: Duration, withheld: Duration) -> bool {
-    left_of(elapsed, withheld) >= bound
 }
 
 /// Not all of it is ever withheld, of all processors together: a tenth is left, or a clock that stands still
@@ -69,7 +70,7 @@ fn ticks(stat: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, is_over, left_of};
+    use super::{Duration, Stopwatch, left_of};
 
     #[test]
     fn a_tenth_of_the_time_is_always_left() {
@@ -83,12 +84,12 @@ mod tests {
 
     #[test]
     fn a_bound_is_over_in_own_time_only() {
-        let seconds = Duration::from_secs;
-        assert!(is_over(seconds(10), seconds(20), seconds(10)));
-        assert!(!is_over(seconds(11), seconds(20), seconds(10)));
-        // All of it was withheld, of more processors than one: a tenth is left.
-        assert!(is_over(seconds(2), seconds(20), seconds(60)));
-        assert!(!is_over(seconds(10), seconds(20), seconds(60)));
+        // As if all of it had been withheld, for all time to come.
+        let second = Duration::from_secs(1);
+        let since = std::time::Instant::now() - 20 * second;
+        let away = Stopwatch { since, stolen: second };
+        let own = left_of(away.elapsed(), away.withheld_at(61 * second));
+        assert!(own >= 2 * second && own < 4 * second, "{own:?}");
     }
 
     #[test]
