@@ -12,7 +12,7 @@ use crate::stopwatch::Stopwatch;
 use crate::{JSON, entry, on_tokio, usual};
 
 /// The largest that is judged on the thread of all the small ones.
-const BESIDE: usize = 128 << 10;
+const BESIDE: usize = 64 << 10;
 
 /// The largest there is.
 const LARGEST: usize = 1 << 20;
