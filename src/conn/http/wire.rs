@@ -16,7 +16,7 @@ use crate::io::{Engine, sock};
 
 /// What is read of a connection before others have their turn. A client that always has more to say, and of
 /// which nothing has to wait (h2 answers a PING by itself), would keep its thread from all of them.
-const TURN: usize = 16 * 1024;
+const TURN: usize = 4 * 1024;
 
 /// One connection, shared by hyper and by who watches it.
 pub struct Line<E: Engine> {
