@@ -279,6 +279,11 @@ fn live_changes_are_all_or_nothing() {
     let (_, config) = all.set_live(changes(&[("limit", "default")])).expect("fine");
     assert_eq!([0, 1].map(|port| limit(&config, port)), [Some(5), Some(5)], "taken back");
     start.set_live(changes(&[("limit.99", "1")])).expect_err("no such port");
+    for text in ["info", "default"] {
+        let said =
+            start.set_live(changes(&[("log-level.8081", text)])).expect_err("no such setting");
+        assert!(said.to_string().contains("belongs to the process"), "{said}");
+    }
 }
 
 #[test]

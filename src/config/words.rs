@@ -151,13 +151,7 @@ impl Word {
         origin: Origin,
         mistakes: &mut Mistakes,
     ) -> Option<Self> {
-        if port.is_some() && key.scope == Scope::Process {
-            mistakes.add(
-                full_name(key, port),
-                None,
-                origin,
-                "belongs to the process, not to a port",
-            );
+        if !has_ports(key, port, &origin, mistakes) {
             return None;
         }
         match key.kind.parse(&text) {
@@ -173,6 +167,15 @@ impl Word {
     pub(super) fn name(&self) -> String {
         full_name(self.key, self.port)
     }
+}
+
+/// Whether the setting can be said of `port`.
+fn has_ports(key: &Key, port: Option<u16>, origin: &Origin, mistakes: &mut Mistakes) -> bool {
+    let stranger = port.is_some() && key.scope == Scope::Process;
+    if stranger {
+        mistakes.add(full_name(key, port), None, origin, "belongs to the process, not to a port");
+    }
+    !stranger
 }
 
 pub(super) fn full_name(key: &Key, port: Option<u16>) -> String {
@@ -277,7 +280,7 @@ pub(super) fn live_key(
         );
         return None;
     }
-    Some((key, port))
+    has_ports(key, port, &Origin::Live, mistakes).then_some((key, port))
 }
 
 /// `limit` or `limit.8080`, as in the file and in live changes.

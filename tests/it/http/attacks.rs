@@ -37,6 +37,9 @@ engines!(
 /// What an attack may cost in memory.
 const FLAT: u64 = 4 << 20;
 
+/// What is remembered of refusals and of what broke, when there is much of that (`src/journal.rs`).
+const REMEMBERED: u64 = 3 << 20;
+
 /// What a client that is slow may cost besides: its connection; and one that takes nothing of an answer a piece
 /// of that, and a connection to the application (SECURITY.md).
 const CLIENT: u64 = 20 << 10;
@@ -130,7 +133,7 @@ fn under_attack(
     });
     let grown = most.saturating_sub(memory);
     during.assert_unharmed(&before);
-    assert!(grown <= FLAT, "memory grew by {grown} bytes");
+    assert!(grown <= FLAT + REMEMBERED, "memory grew by {grown} bytes");
     assert!(app.peak() as u64 <= gateway.port().limit.unwrap_or(0), "{} at once", app.peak());
     until("no slot is held", SOON, || gateway.port().active == 0);
     assert_settled(&gateway, app.address.port());
@@ -410,7 +413,8 @@ fn assert_slow_in_vain(mode: &str, said: &str) {
     assert!(looks.all(|look| look.trim_start().starts_with("YES")), "{mode}: {plain}");
 }
 
-/// A6: connections that never read what they asked for, HTTP/1 and HTTP/2: 104 KiB each, and not more.
+/// A6: connections that never read what they asked for, HTTP/1 and HTTP/2: 104 KiB each, and not more; on io_uring
+/// 120, until it is seen that they do not.
 fn a6_clients_that_do_not_read(engine: Engine) {
     let count = scale(100, 1_000);
     let app = HttpOracle::start();
@@ -433,7 +437,8 @@ fn a6_clients_that_do_not_read(engine: Engine) {
         .collect();
     until("all have a slot", SOON, || gateway.port().admitted == 2 * count as u64);
     let grown = process::rss(gateway.pid).saturating_sub(memory);
-    let allowed = 2 * count as u64 * (2 * CLIENT + PIECE) + FLAT;
+    let in_flight = if engine == Engine::Uring { 16 << 10 } else { 0 };
+    let allowed = 2 * count as u64 * (2 * CLIENT + PIECE + in_flight) + FLAT;
     assert!(grown <= allowed, "memory grew by {grown} bytes for {} clients", 2 * count);
     until("all were cut", 3 * SOON, || gateway.port().active == 0);
     drop((ones, twos));

@@ -30,6 +30,8 @@ fn edits_at_random_under_load(case: Case) {
     let spec = spec.set("mode", "enforce").set("limit", 8).set("queue-length", 16);
     let spec =
         spec.set("shadow-limits", 50).set("drain-timeout", "10s").set("queue-timeout", "60s");
+    // The thread that writes its lines runs on when it is switched off.
+    let spec = spec.set("access-log", "on");
     let pod = LivePod::start(&network, case.families, spec.pod(), &Default::default());
     pod.wait_ready();
     let gateway = pod.gateway();
