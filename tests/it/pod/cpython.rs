@@ -85,7 +85,9 @@ fn the_same_results_with_and_without(engine: Engine) {
         return skip(reason);
     }
     let Some(python) = python() else {
-        return skip("no Python here has its own tests: libpython3-testsuite is not installed");
+        return skip(
+            "no Python here has its own tests: libpython3.11-testsuite, or a later one, is not installed",
+        );
     };
     let chosen = if scale(0, 1) == 0 { SHORT } else { WHOLE };
     let (alone, space) = (Space::new(), Space::new());
