@@ -5,6 +5,7 @@
 //! they have the same name, wherever they are; the order of those that both have must not differ, which holds
 //! here because nothing is ever moved.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use json_patch::jsonptr::PointerBuf;
@@ -14,19 +15,22 @@ use serde_json::Value;
 /// What has to be done to `from` so that it is `to`.
 pub(super) fn diff(from: &Value, to: &Value) -> Patch {
     let mut operations = Vec::new();
-    compare(&PointerBuf::new(), from, to, &mut operations);
+    if from != to {
+        compare(&PointerBuf::new(), from, to, &mut operations);
+    }
     Patch(operations)
 }
 
+/// Of two that differ.
 fn compare(path: &PointerBuf, from: &Value, to: &Value, operations: &mut Vec<PatchOperation>) {
     match (from, to) {
-        _ if from == to => {}
         (Value::Object(before), Value::Object(after)) => {
             for key in before.keys().filter(|key| !after.contains_key(*key)) {
                 operations.push(remove(below(path, key)));
             }
             for (key, value) in after {
                 match before.get(key) {
+                    Some(old) if old == value => {}
                     Some(old) => compare(&below(path, key), old, value, operations),
                     None => operations.push(add(below(path, key), value)),
                 }
@@ -45,7 +49,6 @@ fn list(
     after: &[Value],
     operations: &mut Vec<PatchOperation>,
 ) {
-    let names = |list: &[Value]| list.iter().map(name).collect::<Option<Vec<String>>>();
     let (Some(old), Some(new)) = (names(before), names(after)) else {
         return operations.push(replace(path, &after.into()));
     };
@@ -55,16 +58,21 @@ fn list(
             operations.extend(gone.map(|at| remove(below(path, &at.to_string()))));
             // Walks along what the patch has made so far.
             for (at, element) in after.iter().enumerate() {
+                let was = were.get(&*new[at]).map(|was| &before[*was]);
+                if was == Some(element) {
+                    continue;
+                }
                 let here = below(path, &at.to_string());
-                match were.get(&*new[at]) {
-                    Some(was) => compare(&here, &before[*was], element, operations),
+                match was {
+                    Some(was) => compare(&here, was, element, operations),
                     None => operations.push(add(here, element)),
                 }
             }
         }
         // One port may have two names.
         _ if old == new => {
-            for (at, (old, new)) in before.iter().zip(after).enumerate() {
+            let pairs = before.iter().zip(after).enumerate();
+            for (at, (old, new)) in pairs.filter(|(_, (old, new))| old != new) {
                 compare(&below(path, &at.to_string()), old, new, operations);
             }
         }
@@ -72,27 +80,34 @@ fn list(
     }
 }
 
+/// None if an element has no name.
+fn names(list: &[Value]) -> Option<Vec<Cow<'_, str>>> {
+    list.iter().map(name).collect()
+}
+
 /// Where each is, unless two are the same.
-fn places(names: &[String]) -> Option<HashMap<&str, usize>> {
-    let places: HashMap<_, _> =
-        names.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
+fn places<'a>(names: &'a [Cow<'_, str>]) -> Option<HashMap<&'a str, usize>> {
+    let places: HashMap<_, _> = names.iter().enumerate().map(|(at, name)| (&**name, at)).collect();
     (places.len() == names.len()).then_some(places)
 }
 
 /// Whether those that were there before are in the order in which they were.
-fn same_order(names: &[String], were: &HashMap<&str, usize>) -> bool {
-    names.iter().filter_map(|name| were.get(name.as_str())).is_sorted()
+fn same_order(names: &[Cow<'_, str>], were: &HashMap<&str, usize>) -> bool {
+    names.iter().filter_map(|name| were.get(&**name)).is_sorted()
 }
 
 /// Containers, volumes and variables have names; ports have numbers, and mounts have paths.
-fn name(element: &Value) -> Option<String> {
+fn name(element: &Value) -> Option<Cow<'_, str>> {
     let text = |key: &str| element.get(key).and_then(Value::as_str);
     let port = || {
         let port = element.get("containerPort")?.as_u64()?;
-        Some(format!("{port}/{}", text("protocol").unwrap_or("TCP")))
+        Some(Cow::Owned(format!("{port}/{}", text("protocol").unwrap_or("TCP"))))
     };
-    let mount = || Some(format!("{}:{}", text("mountPath")?, text("subPath").unwrap_or_default()));
-    port().or_else(mount).or_else(|| text("name").map(str::to_owned))
+    let mount = || {
+        let sub = text("subPath").unwrap_or_default();
+        Some(Cow::Owned(format!("{}:{sub}", text("mountPath")?)))
+    };
+    port().or_else(mount).or_else(|| text("name").map(Cow::Borrowed))
 }
 
 fn below(path: &PointerBuf, token: &str) -> PointerBuf {

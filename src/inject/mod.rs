@@ -197,11 +197,11 @@ fn reviewed(pod: &Value, context: &Context, operator: &Operator) -> Result<Outco
     let (wanted, warnings) = match plan::decide(&seen, &bare.kept, context, &terms) {
         plan::Verdict::Refuse(why) => return Err(why),
         plan::Verdict::Ungated { why, mut warnings } => {
-            let wanted = apply::apply_ungated(&bare, &why, &warnings)?;
+            let wanted = apply::apply_ungated(bare, &why, &warnings)?;
             warnings.insert(0, why);
             (wanted, warnings)
         }
-        plan::Verdict::Inject(plan) => apply::apply(&bare, &seen, *plan)?,
+        plan::Verdict::Inject(plan) => apply::apply(bare, &seen, *plan)?,
     };
     let patch = diff::diff(pod, &wanted);
     if patch.0.is_empty() {

@@ -16,6 +16,9 @@ use super::METRICS_PORT_NAME;
 use super::ports::{Declared, Gated, Ports, tcp_ports};
 use super::seen::{Seen, is_of_mesh};
 
+/// The sidecar's ports. Nobody needs so many, and everybody else's pods wait meanwhile.
+const MOST_PORTS: usize = 512;
+
 /// What becomes of the names of ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Names {
@@ -62,6 +65,11 @@ pub(super) fn moved(
             own => names.sidecar.extend(own.iter().map(|name| ((*name).to_owned(), port.listen))),
         }
         movers.extend(own);
+        if names.sidecar.len() > MOST_PORTS {
+            return Err(format!(
+                "capture `listen` gives the sidecar a port for each name of a gated port, {MOST_PORTS} at most: gate fewer"
+            ));
+        }
     }
     // Also where it is a port that is not gated: what was found second must not be found first now.
     for port in declared.iter().filter(|port| !is_of_mesh(port.container)) {

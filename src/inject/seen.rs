@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
+use serde::de::value::MapDeserializer;
 use serde_json::Value;
 
 /// A pod, or the template of one.
@@ -15,6 +16,9 @@ pub(super) struct Seen {
 /// Containers of meshes: they carry the pod's traffic and have their own injector.
 const MESH_CONTAINERS: [&str; 4] =
     ["istio-proxy", "linkerd-proxy", "consul-dataplane", "kuma-sidecar"];
+
+/// Nobody runs a pod of so many; one that has more costs everybody else's pods time and is left as it is.
+const MOST_CONTAINERS: usize = 512;
 
 /// Annotations and labels by which a pod says that a mesh is to take it, and what they say then. Empty:
 /// whatever they say.
@@ -29,6 +33,14 @@ const MESH_WORDS: [(&str, &str); 5] = [
 impl Seen {
     /// Or why it is none.
     pub(super) fn of(pod: &Value) -> Result<Self, String> {
+        let lists =
+            ["containers", "initContainers"].map(|list| pod.get("spec")?.get(list)?.as_array());
+        let containers: usize = lists.into_iter().flatten().map(Vec::len).sum();
+        if containers > MOST_CONTAINERS {
+            return Err(format!(
+                "it has {containers} containers, and the injector looks at {MOST_CONTAINERS} at most"
+            ));
+        }
         Ok(Self { meta: part(pod, "metadata")?, spec: part(pod, "spec")? })
     }
 
@@ -82,12 +94,19 @@ pub(super) fn brings_mesh<'a>(mut said: impl Iterator<Item = (&'a str, &'a str)>
     })
 }
 
-/// Nothing and null are the default.
+/// Nothing and null are the default. Volumes are left out: the rules do not look at them, and their type is as large
+/// as all that a volume may be.
 fn part<T: DeserializeOwned + Default>(pod: &Value, name: &str) -> Result<T, String> {
-    match pod.get(name) {
-        None | Some(Value::Null) => Ok(T::default()),
-        Some(part) => {
-            T::deserialize(part).map_err(|error| format!("its {name} cannot be read: {error}"))
+    let read = match pod.get(name) {
+        None | Some(Value::Null) => return Ok(T::default()),
+        Some(Value::Object(members)) => {
+            if members.get("volumes").is_some_and(|list| !list.is_array() && !list.is_null()) {
+                return Err(format!("its {name} cannot be read: its volumes are no list"));
+            }
+            let members = members.iter().filter(|(member, _)| *member != "volumes");
+            T::deserialize(MapDeserializer::new(members.map(|(key, value)| (key.as_str(), value))))
         }
-    }
+        Some(part) => T::deserialize(part),
+    };
+    read.map_err(|error: serde_json::Error| format!("its {name} cannot be read: {error}"))
 }

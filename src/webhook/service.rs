@@ -42,7 +42,7 @@ const ROOM: usize = 32 * 1024 * 1024;
 
 /// A larger body is judged on a thread of its own, one at a time: parsed, JSON that is made for it takes a
 /// hundred times its size, and longer than others should wait; no longer than its bytes are worth, but a MiB has many.
-const LARGE: usize = 64 * 1024;
+const LARGE: usize = 16 * 1024;
 
 /// What all requests share.
 pub(super) struct Bounds {

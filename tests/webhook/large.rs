@@ -12,10 +12,13 @@ use crate::stopwatch::Stopwatch;
 use crate::{JSON, entry, on_tokio, usual};
 
 /// The largest that is judged on the thread of all the small ones.
-const BESIDE: usize = 64 << 10;
+const BESIDE: usize = 16 << 10;
 
 /// The largest there is.
 const LARGEST: usize = 1 << 20;
+
+/// More containers are not looked at.
+const MOST_CONTAINERS: usize = 512;
 
 /// What took longest before, and takes longest still.
 const COSTLY: [&str; 3] = ["volumes", "containers", "ports for which others are looked for"];
@@ -29,7 +32,12 @@ pub(crate) fn cost(work: impl FnOnce()) -> Duration {
 }
 
 /// A review of nearly that many bytes: `place` in its pod, a list or a map, has as many elements as fit.
-fn filled(bytes: usize, said: &[(&str, &str)], place: &str, element: fn(usize) -> Value) -> String {
+fn filled(
+    bytes: usize,
+    said: &[(&str, &str)],
+    place: &str,
+    element: impl Fn(usize) -> Value,
+) -> String {
     let mut asked = review("large");
     let pod = &mut asked["request"]["object"];
     pod["spec"]["initContainers"] = json!([]);
@@ -52,6 +60,14 @@ fn filled(bytes: usize, said: &[(&str, &str)], place: &str, element: fn(usize) -
     asked.to_string()
 }
 
+/// A container of at least so many bytes.
+fn padded(mut container: Value, bytes: usize) -> Value {
+    container["image"] = "".into();
+    let bare = container.to_string().len();
+    container["image"] = "i".repeat(bytes.saturating_sub(bare)).into();
+    container
+}
+
 /// One for each thing that tenants may have many of, and for each way to look at them.
 fn shapes(bytes: usize) -> Vec<(&'static str, String)> {
     let (containers, init) = ("/spec/containers", "/spec/initContainers");
@@ -60,10 +76,12 @@ fn shapes(bytes: usize) -> Vec<(&'static str, String)> {
     let missing = ["none-such"; 100].join(",");
     let long = "limitt".repeat(bytes / 6 - 1000);
     let named = |n| json!({ "name": format!("n{n}") });
+    let container = |container| padded(container, bytes / (MOST_CONTAINERS - 1));
     vec![
         ("volumes", filled(bytes, &[], "/spec/volumes", named)),
-        ("containers", filled(bytes, &[], containers, named)),
-        ("init containers", filled(bytes, &[], init, named)),
+        ("containers", filled(bytes, &[], containers, |n| container(named(n)))),
+        ("more containers than are looked at", filled(bytes, &[], containers, named)),
+        ("init containers", filled(bytes, &[], init, |n| container(named(n)))),
         ("variables", filled(bytes, &[], "/spec/containers/0/env", named)),
         (
             "ports",
@@ -94,29 +112,27 @@ fn shapes(bytes: usize) -> Vec<(&'static str, String)> {
         ),
         (
             "containers with one port, for which names are looked for",
-            filled(
-                bytes,
-                listen,
-                containers,
-                |n| json!({ "name": format!("n{n}"), "ports": [{ "containerPort": 80, "name": "http" }] }),
-            ),
+            filled(bytes, listen, containers, |n| {
+                container(
+                    json!({ "name": format!("n{n}"), "ports": [{ "containerPort": 80, "name": "http" }] }),
+                )
+            }),
         ),
         (
             "containers with probes of ports",
             filled(bytes, &[], containers, |n| {
                 let probe = json!({ "tcpSocket": { "port": n } });
                 let port = json!({ "containerPort": n, "name": "http" });
-                json!({ "name": format!("n{n}"), "ports": [port], "livenessProbe": probe })
+                container(
+                    json!({ "name": format!("n{n}"), "ports": [port], "livenessProbe": probe }),
+                )
             }),
         ),
         (
             "ports of init containers, where all are gated",
-            filled(
-                bytes,
-                &[("include-inbound-ports", "all")],
-                init,
-                |n| json!({ "name": format!("n{n}"), "ports": [{ "containerPort": 2 * n }] }),
-            ),
+            filled(bytes, &[("include-inbound-ports", "all")], init, |n| {
+                container(json!({ "name": format!("n{n}"), "ports": [{ "containerPort": 2 * n }] }))
+            }),
         ),
         (
             "ports, and a hundred names that none of them has",

@@ -38,23 +38,28 @@ fn a_second_look_changes_nothing_and_others_additions_stay() {
     }
 }
 
-#[test]
-fn a_mesh_that_rewrites_our_probe_keeps_its_way_and_we_ours() {
-    let probe = json!({"httpGet": {"path": "/healthz", "port": 8080}});
-    let mut first = inject(&with(listen(), "/spec/containers/0/livenessProbe", probe)).pod;
-    let theirs = json!({"httpGet": {"path": "/app-health/app/livez", "port": 15020}});
-    first["spec"]["containers"][0]["livenessProbe"] = theirs.clone();
-    first["spec"]["containers"]
-        .as_array_mut()
-        .expect("a list")
-        .push(json!({"name": "istio-proxy"}));
+/// A mesh joins an injected pod and puts `theirs` where something of ours is; then a second look is worth it.
+fn rewritten_by_a_mesh(first: Value, pointer: &str, theirs: &Value) -> Injected {
+    let mut first = with(first, pointer, theirs.clone());
+    let containers = first["spec"]["containers"].as_array_mut().expect("a list");
+    containers.push(json!({"name": "istio-proxy"}));
     match review(&first, &Context::default(), &Operator::default()) {
         Outcome::Unchanged { .. } => {}
         other => panic!("{other:?}"),
     }
     first["metadata"]["annotations"]["tidegate.dev/limit"] = json!("5");
     let second = inject(&first);
-    assert_eq!(second.at("/spec/containers/0/livenessProbe"), &theirs);
+    assert_eq!(second.at(pointer), theirs);
+    second
+}
+
+#[test]
+fn a_mesh_that_rewrites_our_probe_keeps_its_way_and_we_ours() {
+    let probe = json!({"httpGet": {"path": "/healthz", "port": 8080}});
+    let pointer = "/spec/containers/0/livenessProbe";
+    let first = inject(&with(listen(), pointer, probe)).pod;
+    let theirs = json!({"httpGet": {"path": "/app-health/app/livez", "port": 15020}});
+    let second = rewritten_by_a_mesh(first, pointer, &theirs);
     assert!(second.env("TIDEGATE_APP_PROBES").expect("told").contains("/healthz"));
     let Outcome::Patched { warnings, .. } = remove(&second.pod) else { panic!("not removed") };
     assert!(warnings[0].contains("app"), "{warnings:?}");
@@ -67,20 +72,8 @@ fn a_mesh_that_rewrites_our_hook_keeps_its_way_and_the_application_waits_all_the
     for (before, delay) in
         [(listen(), None), (with(listen(), hook, sleep), Some("--drain-delay=12s"))]
     {
-        let mut first = inject(&before).pod;
         let theirs = json!({"httpGet": {"path": "/app-lifecycle/app/prestopz", "port": 15020}});
-        first = with(first, hook, theirs.clone());
-        first["spec"]["containers"]
-            .as_array_mut()
-            .expect("a list")
-            .push(json!({"name": "istio-proxy"}));
-        match review(&first, &Context::default(), &Operator::default()) {
-            Outcome::Unchanged { .. } => {}
-            other => panic!("{other:?}"),
-        }
-        first["metadata"]["annotations"]["tidegate.dev/limit"] = json!("5");
-        let mut second = inject(&first);
-        assert_eq!(second.at(hook), &theirs);
+        let mut second = rewritten_by_a_mesh(inject(&before).pod, hook, &theirs);
         assert_eq!(second.status()["drain"], "full");
         assert_eq!(second.env("TIDEGATE_DRAIN_PARTIAL"), None);
         let said = second.args().into_iter().find(|arg| arg.starts_with("--drain-delay"));

@@ -17,6 +17,8 @@ fn bound_to(terms: &[&[&str]]) -> Value {
 #[test]
 fn what_cannot_be_injected_says_why() {
     let taken = |port: u16| json!([{"name": "http", "containerPort": port}]);
+    let many =
+        |count: usize| (0..count).map(|n| json!({"name": format!("n{n}")})).collect::<Value>();
     for (pod, part) in [
         (with(pod(), "/spec/hostNetwork", json!(true)), "hostNetwork"),
         (with(pod(), "/spec/os", json!({"name": "windows"})), "Windows"),
@@ -44,6 +46,8 @@ fn what_cannot_be_injected_says_why() {
         ),
         (with(pod(), "/spec/containers", json!([])), "no containers"),
         (with(pod(), "/spec/containers", json!(5)), "cannot be read"),
+        (with(pod(), "/spec/volumes", json!(5)), "volumes are no list"),
+        (with(pod(), "/spec/initContainers", many(512)), "513 containers"),
         (with(pod(), "/metadata/annotations", json!({"a": 5})), "cannot be read"),
         (with(pod(), "/metadata/annotations", json!({"a": "b".repeat(262_000)})), "262144"),
         (json!([]), "no object"),
@@ -68,6 +72,13 @@ fn what_cannot_be_injected_says_why() {
         &openshift,
     );
     assert_eq!(injected.sidecar()["securityContext"]["runAsUser"], Value::Null);
+    inject(&with(pod(), "/spec/initContainers", many(511)));
+    let http = |count: usize| {
+        let ports = (1..=count).map(|n| json!({"name": format!("http-{n}"), "containerPort": n}));
+        with(listen(), "/spec/containers/0/ports", ports.collect())
+    };
+    assert!(refused(&http(513)).contains("512 at most"));
+    inject(&http(512));
     let udp = json!([{"name": "http", "containerPort": 8080}, {"containerPort": 15821, "protocol": "UDP"}]);
     inject(&with(pod(), "/spec/containers/0/ports", udp));
 }
