@@ -1,10 +1,14 @@
 //! T38: what `tidegate capture` writes is what it says, whole or not at all, and nobody else's rules are
 //! touched, byte for byte.
 
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
 use super::missing;
 use crate::support::gateway::binary;
-use crate::support::namespace::Pod;
-use crate::support::skip;
+use crate::support::namespace::{POD, Pod};
+use crate::support::{SOON, scale, skip};
 
 const PORTS: [&str; 2] = ["--include-inbound-ports", "8080,9000-9100"];
 
@@ -20,6 +24,7 @@ macro_rules! rules {
 rules!(
     what_is_printed_is_what_is_in_force,
     installing_again_changes_nothing,
+    what_a_kill_leaves_is_made_whole,
     what_others_wrote_stays,
     what_was_changed_is_noticed,
     only_net_admin_is_needed,
@@ -97,6 +102,42 @@ fn installing_again_changes_nothing() {
     let flags = ["--include-inbound-ports", "80", "--exclude-inbound-ports", "22"];
     succeed(&pod, "install", &flags);
     assert_eq!(words(&ruleset(&pod)), words(&succeed(&pod, "print", &flags)));
+}
+
+/// A kill may come at any step. What is redirected before and afterwards is redirected then, too.
+fn what_a_kill_leaves_is_made_whole() {
+    let Some(pod) = pod() else { return };
+    let taker = pod.inside(|| TcpListener::bind((POD[0], 15801)).expect("binds"));
+    let redirected = || {
+        let dialled =
+            pod.outside(|| TcpStream::connect_timeout(&(POD[0], 8080).into(), SOON).is_ok());
+        dialled && taker.accept().is_ok()
+    };
+    let start = |flags: &[&str]| {
+        let (launcher, namespace) = (pod.launcher(), format!("--namespace={}", pod.path()));
+        let mut command = Command::new(&launcher[0]);
+        command.args(&launcher[1..]).arg(binary()).args(["capture", "install", &namespace]);
+        command.args(flags).stdout(Stdio::null()).spawn().expect("nsenter runs")
+    };
+    let began = Instant::now();
+    assert!(start(&PORTS).wait().expect("it is ours").success());
+    let whole = began.elapsed();
+    let (rounds, mut halfway) = (scale(30, 1000), 0);
+    for round in 0..rounds {
+        let ports = ["8080,443", PORTS[1]][round % 2];
+        let flags = ["--include-inbound-ports", ports];
+        let mut installing = start(&flags);
+        std::thread::sleep(whole * round as u32 / rounds as u32);
+        installing.kill().expect("it is ours");
+        installing.wait().expect("it is ours");
+        let left = ruleset(&pod);
+        assert!(redirected(), "{left}");
+        assert!(!left.contains("tidegate-proof"), "{left}");
+        halfway += usize::from(!pod.capture("check", &[]).0);
+        succeed(&pod, "install", &flags);
+        assert_eq!(words(&ruleset(&pod)), words(&succeed(&pod, "print", &flags)));
+    }
+    println!("{halfway} of {rounds} kills came between two steps");
 }
 
 /// Tables as others have them: iptables-nft's NAT, kube-proxy's maps, a CNI's filter, one named like ours.

@@ -98,6 +98,11 @@ impl Pod {
         self.pod.launcher()
     }
 
+    /// Where the kernel shows it.
+    pub(crate) fn path(&self) -> String {
+        self.pod.path()
+    }
+
     /// Runs a program in the pod, and answers whether it succeeded and all it said.
     pub(crate) fn run(&self, words: &[&str]) -> (bool, String) {
         self.pod.run(words)
