@@ -37,6 +37,9 @@ manifests: ## write manifests/tidegate.yaml and the chart's list of settings ane
 e2e: ## on a cluster: kind's, or KUBECONFIG's with IMAGE; E2E="limit rolling" for some sections (e2e/README.md)
 	e2e/run $(E2E)
 
+# Most scenarios of tests/it run alone whatever is said here; those that run beside each other mostly wait.
+OTHER_TESTS = $(patsubst tests/%.rs,--test %,$(wildcard tests/*.rs))
+
 test: ## every promise, in short
 	@test "$$(id -u)" = 0 || echo "not root: tests that need it say SKIPPED (tests/README.md)"
 	$(PYTHON) -m unittest discover -s bench -p 'test_*.py'
@@ -44,7 +47,11 @@ test: ## every promise, in short
 	RUSTFLAGS="--cfg tidegate_loom" \
 	  $(CARGO) test --locked --release --manifest-path tests/loom/Cargo.toml --target-dir $(TARGET)/loom
 	$(CARGO) test --locked --bench gate
-	$(CARGO) test --locked --no-fail-fast
+	$(CARGO) test --locked --no-run
+	status=0; \
+	  $(CARGO) test --locked --no-fail-fast --lib --bins $(OTHER_TESTS) || status=1; \
+	  RUST_TEST_THREADS=4 $(CARGO) test --locked --test it || status=1; \
+	  exit $$status
 
 soak: ## the same assertions at full size, on the release build; takes long
 	PYTHON=$(PYTHON) tests/apps/setup soak

@@ -26,7 +26,8 @@ pub(crate) mod secured;
 pub(crate) mod server;
 pub(crate) mod sockets;
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::path::Path;
+use std::sync::{Once, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 /// The two ways to move bytes; every promise holds on both (P7).
@@ -93,7 +94,21 @@ fn play(engine: Engine, scenario: fn(Engine)) {
     if engine == Engine::Uring && !uring_allowed() {
         return skip("io_uring is disabled on this machine");
     }
+    keep_files_in_memory();
     scenario(engine);
+}
+
+/// A disk that is busy with what was built a moment ago would hold scenarios up for seconds.
+fn keep_files_in_memory() {
+    /// Of the largest of them.
+    const ROOM: u64 = 1 << 30;
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let memory = Path::new("/dev/shm");
+        if rustix::fs::statvfs(memory).is_ok_and(|room| room.f_bavail * room.f_frsize > ROOM) {
+            let _ = tempfile::env::override_temp_dir(memory); // somebody has chosen another
+        }
+    });
 }
 
 fn uring_allowed() -> bool {
