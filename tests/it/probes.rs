@@ -261,7 +261,7 @@ fn many_who_ask_at_once_share_one_probe() {
                 assert_eq!(answer.join().expect("no panic").0, 504);
             }
         });
-        assert!(start.own() < slack(Duration::from_secs(2)), "{start:?}");
+        assert!(start.own() < slack(Duration::from_secs(3)), "one timeout, not sixty: {start:?}");
         assert_eq!(app.arrived(), 2, "one of each");
         assert_eq!(counted(&gateway, "app", "timeout"), 1.0);
         until("its connection is closed", SOON, || app.arrivals().len() == 2);

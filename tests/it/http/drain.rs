@@ -249,15 +249,21 @@ fn keep_asking_by_frames(gateway: &Gateway, books: &Books, over: &AtomicBool) {
     }
 }
 
+/// Fifty connections that have carried a request each.
+fn kept(gateway: &Gateway) -> Vec<Http1> {
+    let mut kept: Vec<_> = (0..50).map(|_| Http1::connect(gateway.address)).collect();
+    for client in &mut kept {
+        assert_eq!(client.get("/").status, 200);
+    }
+    kept
+}
+
 /// What is on its way on a kept connection when it begins to close is answered. The gateway stands still
 /// while it is sent, and when it is told to go.
 fn what_was_sent_before_it_closes_is_answered(engine: Engine) {
     let app = HttpOracle::start();
     let mut gateway = wide(engine, &app).start();
-    let mut kept: Vec<_> = (0..50).map(|_| Http1::connect(gateway.address)).collect();
-    for client in &mut kept {
-        assert_eq!(client.get("/").status, 200);
-    }
+    let mut kept = kept(&gateway);
     let mut two = Raw::connect(gateway.address);
     two.ask(1, "/", &[]).expect("writes");
     while !two.read().expect("an answer").ends_stream() {}
@@ -448,10 +454,7 @@ fn a_request_on_a_kept_connection_is_refused_politely_or_served(engine: Engine) 
 fn idle_kept_connections_do_not_hold_it_up(engine: Engine) {
     let app = HttpOracle::start();
     let mut gateway = wide(engine, &app).start();
-    let mut kept: Vec<_> = (0..50).map(|_| Http1::connect(gateway.address)).collect();
-    for client in &mut kept {
-        assert_eq!(client.get("/").status, 200);
-    }
+    let kept = kept(&gateway);
     let mut two = Raw::connect(gateway.address);
     until("all are there", SOON, || gateway.status().connections == 51);
     let polite = std::thread::spawn(move || {
@@ -462,7 +465,8 @@ fn idle_kept_connections_do_not_hold_it_up(engine: Engine) {
         }
     });
     let took = gateway.terminate(SOON);
-    assert!(took < slack(Duration::from_millis(500)), "{took:?}");
+    // There is no work, and no announcement. Those that do not close their ends are waited for half of that.
+    assert!(took < slack(Duration::from_secs(1)), "{took:?}");
     polite.join().expect("no panic");
     drop(kept);
 }

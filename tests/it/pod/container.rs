@@ -29,10 +29,12 @@ pub(crate) struct Process {
     /// `UID:GID`
     user: String,
     ended: Arc<OnceLock<Ended>>,
+    /// When its process ended, which `crun` may still have to clear away.
+    left: Arc<OnceLock<Instant>>,
     _bundle: tempfile::TempDir,
 }
 
-/// When its process ended, and with which code. What `crun` still has to clear away after it is not its time.
+/// When its process ended, and with which code.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ended {
     pub(crate) at: Instant,
@@ -92,6 +94,7 @@ impl Process {
         });
         let known = Pid::from_raw(pid as i32);
         if let Some(process) = known.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) {
+            let left = left.clone();
             std::thread::spawn(move || {
                 let mut readable = [PollFd::new(&process, PollFlags::IN)];
                 if poll(&mut readable, None).is_ok() {
@@ -101,13 +104,19 @@ impl Process {
         }
         let (uid, gid) = user(container, around);
         let user = format!("{uid}:{gid}");
-        let started = Self { pid, log, id, user, ended, _bundle: bundle };
+        let started = Self { pid, log, id, user, ended, left, _bundle: bundle };
         assert!(pid != 0, "{} was not started: {}", container.name, started.said());
         started
     }
 
+    /// It is over, and cleared away.
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.ended.get().copied()
+    }
+
+    /// Its process has ended.
+    pub(super) fn has_left(&self) -> bool {
+        self.left.get().is_some() || self.ended().is_some()
     }
 
     /// Everything it has written.
@@ -116,8 +125,8 @@ impl Process {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        if self.ended().is_none() {
-            process::signal(self.pid, signal);
+        if !self.has_left() {
+            process::signal_if_there(self.pid, signal);
         }
     }
 

@@ -119,7 +119,7 @@ fn the_same_results_with_and_without(engine: Engine) {
     let ports = gateway.status().ports;
     let carried: u64 = ports.iter().map(|port| port.admitted).sum();
     eprintln!("{} tests, {carried} connections", with.len());
-    assert!(carried > scale(100, 900) as u64, "the gateway carried {carried} connections");
+    assert!(carried > scale(100, 800) as u64, "the gateway carried {carried} connections");
     gateway.assert_clean();
 }
 

@@ -441,10 +441,10 @@ impl Stage {
         let told = Instant::now();
         process.signal(Signal::TERM);
         let last = end.max(told + LAST_GRACE);
-        while process.ended().is_none() && Instant::now() < last {
+        while !process.has_left() && Instant::now() < last {
             std::thread::sleep(Duration::from_millis(2)); // between two looks
         }
-        let killed = process.ended().is_none();
+        let killed = !process.has_left();
         process.signal(Signal::KILL);
         until("a container that was killed has gone", SOON, || process.ended().is_some());
         let Ended { at, code } = process.ended().expect("just seen");

@@ -78,7 +78,8 @@ fn containers_are_started_again_and_a_job_ends(case: Case) {
     pod.wait_ready();
     let gateway = pod.gateway();
     assert_eq!(serves(), End::Answered);
-    assert_eq!(gateway.port_at(to.port()).outcome("served"), 1, "through the new one");
+    let served = || gateway.port_at(to.port()).outcome("served");
+    until("the new one has served it", SOON, || served() == 1);
     assert_eq!((pod.process("app").pid, pod.restarts("tidegate")), (app, 1));
 
     gateway.set("drain-delay", "20s");

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::kubelet::LivePod;
 use super::network::Network;
 use super::probes::rewritten;
-use super::specs::{Case, Spec, cases};
+use super::specs::{Case, Spec, cases, nginx_conf, nginx_container};
 use super::surroundings::ConfigMaps;
 use crate::http::client::{Http1, overfill};
 use crate::http::http2::{self, Http2};
@@ -100,22 +100,15 @@ fn is(span: &Span, names: &[&str]) -> bool {
 }
 
 const NGINX: &str = r#"
-daemon off; worker_processes 1; pid /tmp/pid; error_log stderr;
-events { worker_connections 64; }
-http {
-    access_log off; default_type text/plain;
-    client_body_temp_path /tmp/b; proxy_temp_path /tmp/p; fastcgi_temp_path /tmp/f;
-    uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s;
-    server {
-        listen ADDRESS:8080;
-        location / { return 200 "$remote_addr"; }
-        location /up { add_header X-Id $http_x_id; proxy_pass http://unix:/tmp/up.sock; }
-        location /slow { root /config; limit_rate 20k; sendfile on; sendfile_max_chunk 2k; }
-    }
-    server {
-        listen unix:/tmp/up.sock;
-        location / { return 200 "up"; }
-    }
+server {
+    listen ADDRESS:8080;
+    location / { return 200 "$remote_addr"; }
+    location /up { add_header X-Id $http_x_id; proxy_pass http://unix:/tmp/up.sock; }
+    location /slow { root /config; limit_rate 20k; sendfile on; sendfile_max_chunk 2k; }
+}
+server {
+    listen unix:/tmp/up.sock;
+    location / { return 200 "up"; }
 }
 "#;
 
@@ -125,11 +118,10 @@ fn nginx(case: Case) {
         return skip("nginx or curl is not installed");
     }
     let files = BTreeMap::from([
-        ("nginx.conf".into(), NGINX.replace("ADDRESS", case.families.any())),
+        ("nginx.conf".into(), nginx_conf(NGINX, case)),
         ("slow".into(), "x".repeat(4_000)),
     ]);
-    let command = ["nginx", "-p", "/tmp", "-e", "stderr", "-c", "/config/nginx.conf"];
-    let app = json!({ "name": "app", "image": "debian", "command": command });
+    let app = nginx_container();
     let spec = narrow(Spec::new(case, "shop", &[8080], app)).config_map("nginx", "/config");
     let spec = spec.set("protocol", "http"); // a curl that is slow to ask is refused in its own words
     let scene = Scene::new(case, spec, 8080, &BTreeMap::from([("nginx".into(), files)]));

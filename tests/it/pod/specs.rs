@@ -56,6 +56,25 @@ impl Case {
     }
 }
 
+/// An nginx as an application; its configuration is a ConfigMap's at /config.
+pub(crate) fn nginx_container() -> Value {
+    let command = ["nginx", "-p", "/tmp", "-e", "stderr", "-c", "/config/nginx.conf"];
+    json!({ "name": "app", "image": "debian", "command": command })
+}
+
+/// Its configuration, that has these servers; they listen on any `ADDRESS`.
+pub(crate) fn nginx_conf(servers: &str, case: Case) -> String {
+    const MAY_WRITE: &str =
+        "client_body_temp_path /tmp/b; proxy_temp_path /tmp/p; fastcgi_temp_path /tmp/f;
+        uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s;";
+    let servers = servers.replace("ADDRESS", case.families.any());
+    format!(
+        "daemon off; worker_processes 1; pid /tmp/pid; error_log stderr;
+        events {{ worker_connections 64; }}
+        http {{ access_log off; default_type text/plain; {MAY_WRITE} {servers} }}"
+    )
+}
+
 impl Spec {
     /// `application`: a container of Kubernetes without what every application has here: its user, and that
     /// it may write nowhere but in its volumes.

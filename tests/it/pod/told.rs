@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::kubelet::LivePod;
 use super::network::Network;
-use super::specs::{Case, Spec, cases};
+use super::specs::{Case, Spec, cases, nginx_conf, nginx_container};
 use crate::support::gateway::Gateway;
 use crate::support::{SOON, process, skip, until};
 
@@ -20,21 +20,14 @@ const PROXIED: u16 = 8081;
 
 /// As it comes, but for saying what it was told.
 const NGINX: &str = r#"
-daemon off; worker_processes 1; pid /tmp/pid; error_log stderr;
-events { worker_connections 64; }
-http {
-    access_log off; default_type text/plain;
-    client_body_temp_path /tmp/b; proxy_temp_path /tmp/p; fastcgi_temp_path /tmp/f;
-    uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s;
-    server {
-        listen ADDRESS:8080;
-        location / { return 200 "$http_x_forwarded_for $remote_addr"; }
-    }
-    server {
-        listen ADDRESS:8081 proxy_protocol;
-        location / { return 200 "$proxy_protocol_addr:$proxy_protocol_port
-                                 $proxy_protocol_server_addr:$proxy_protocol_server_port $remote_addr"; }
-    }
+server {
+    listen ADDRESS:8080;
+    location / { return 200 "$http_x_forwarded_for $remote_addr"; }
+}
+server {
+    listen ADDRESS:8081 proxy_protocol;
+    location / { return 200 "$proxy_protocol_addr:$proxy_protocol_port
+                             $proxy_protocol_server_addr:$proxy_protocol_server_port $remote_addr"; }
 }
 "#;
 
@@ -44,10 +37,8 @@ fn the_client_is_called_by_his_own_address(case: Case) {
     if !process::installed("nginx") {
         return skip("nginx is not installed");
     }
-    let files =
-        BTreeMap::from([("nginx.conf".to_owned(), NGINX.replace("ADDRESS", case.families.any()))]);
-    let command = ["nginx", "-p", "/tmp", "-e", "stderr", "-c", "/config/nginx.conf"];
-    let app = json!({ "name": "app", "image": "debian", "command": command });
+    let files = BTreeMap::from([("nginx.conf".to_owned(), nginx_conf(NGINX, case))]);
+    let app = nginx_container();
     let spec = Spec::new(case, "shop", &[WEB, PROXIED], app).config_map("nginx", "/config");
     let spec = spec.set("access-log", "on").set_port("limit", PROXIED, 1);
     let spec = spec.set_port("queue-length", PROXIED, 0).set_port("protocol", PROXIED, "tcp");

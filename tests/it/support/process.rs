@@ -2,11 +2,19 @@
 
 use std::fs;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(pid as i32).expect("a child's pid is not 0");
     kill_process(pid, signal).expect("the child has not been reaped");
+}
+
+/// To one that somebody else reaps, perhaps at this moment.
+pub(crate) fn signal_if_there(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(pid as i32).expect("no process has the pid 0");
+    let sent = kill_process(pid, signal);
+    assert!(matches!(sent, Ok(()) | Err(Errno::SRCH)), "{sent:?}");
 }
 
 /// Whether every thread of it has been stopped.
