@@ -132,7 +132,8 @@ fn a_stuck_client_does_not_pass_the_deadline(engine: Engine) {
     let report = gateway.drain().report();
     let (took, own) = (start.elapsed(), start.own());
     assert_eq!((report.in_flight_at_start, report.finished, report.cut), (1, 0, 1));
-    assert!(took >= Duration::from_millis(900) && own < slack(Duration::from_secs(1)), "{took:?}");
+    let deadline = Duration::from_secs(1);
+    assert!(took >= Duration::from_millis(900) && own < deadline + slack(deadline), "{took:?}");
     assert_ne!(stuck.end(), End::TimedOut, "the stuck client was let go");
     gateway.terminate(slack(Duration::from_secs(2)));
 }
@@ -260,7 +261,8 @@ fn the_announcement_goes_on_while_connections_arrive(engine: Engine) {
     });
     // With nobody it were a second; a quarter of that more must then be quiet.
     assert!(took >= Duration::from_millis(1_250), "{took:?}");
-    assert!(own < slack(Duration::from_secs(2)), "{took:?}");
+    // Twice as long at most.
+    assert!(own < Duration::from_secs(2) + slack(Duration::from_secs(1)), "{took:?}");
     let report = draining.report();
     assert!(report.late_arrivals > 0, "{report:?} {ledger:?}");
     let lost = ledger.of(End::Lost) + ledger.of(End::Reset) + ledger.of(End::TimedOut);
@@ -315,7 +317,8 @@ fn waiting_for_a_drain_starts_none(engine: Engine) {
     let start = Stopwatch::start();
     let reply = gateway.call("GET", "/drain/wait", "");
     assert!(reply.code < 500, "{}", reply.body);
-    assert!(start.own() < slack(Duration::from_secs(1)), "{start:?}");
+    // A quarter of the grace.
+    assert!(start.own() < Duration::from_secs(1) + slack(Duration::from_secs(1)), "{start:?}");
     assert_eq!(gateway.status().phase, "serving");
     assert_eq!(ledger::exchange(gateway.address, Duration::ZERO, SOON), End::Answered);
     gateway.assert_clean();

@@ -139,7 +139,8 @@ fn nobody_is_served_after_the_queue_timeout(engine: Engine) {
             }
             End::Refused | End::Reset => {
                 assert!(*took >= TIMEOUT, "refused after only {took:?}");
-                assert!(*own < slack(TIMEOUT), "refused after {took:?}");
+                let soon = slack(Duration::from_millis(150));
+                assert!(*own < TIMEOUT + soon, "refused after {took:?}");
             }
             other => panic!("{other:?} after {took:?}"),
         }
