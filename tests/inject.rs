@@ -125,6 +125,20 @@ fn manifests_are_injected_and_brought_back() {
     }
 }
 
+/// Hooks and probes on one line among them, with blanks inside their braces.
+#[test]
+fn the_examples_come_back_byte_for_byte() {
+    let files = std::fs::read_dir(path("../manifests/examples")).expect("the examples");
+    let mut injected = 0;
+    for file in files.map(|file| file.expect("an example").path()) {
+        let before = std::fs::read_to_string(&file).expect("YAML");
+        let there = tidegate(&["inject"], &before);
+        injected += usize::from(stdout(&there) != before);
+        assert_eq!(stdout(&tidegate(&["inject", "--remove"], stdout(&there))), before, "{file:?}");
+    }
+    assert!(injected > 2, "only {injected} have been injected");
+}
+
 #[test]
 fn what_has_nothing_to_change_stays_byte_for_byte() {
     let before = manifest("deployment.yaml");

@@ -21,14 +21,13 @@ const LITTLE: u64 = 5;
 /// An object's annotations may have so many bytes together.
 const MOST_ANNOTATIONS: usize = 256 << 10;
 
-/// The pod with its gateway, and what people should know.
+/// `pod`, which was taken out of `bare`, with its gateway, and what people should know.
 pub(super) fn apply(
-    mut bare: Bare,
+    mut pod: Value,
+    bare: &Bare,
     seen: &Seen,
     mut plan: Plan<'_>,
 ) -> Result<(Value, Vec<String>), String> {
-    let mut pod = std::mem::take(&mut bare.pod);
-    let bare = &bare;
     let mut original = Original { containers: bare.kept.clone(), ..Original::default() };
     let (own_hooks, slept) = rewrite_applications(&mut pod, bare, seen, &plan, &mut original);
     let usual = seconds(plan.terms.defaults.get("drain-delay")).unwrap_or(DRAIN_DELAY);
@@ -69,14 +68,13 @@ pub(super) fn apply(
     Ok((pod, plan.warnings))
 }
 
-/// A pod without a gateway, that says why.
+/// `pod` without a gateway, that says why.
 pub(super) fn apply_ungated(
-    mut bare: Bare,
+    mut pod: Value,
+    bare: &Bare,
     why: &str,
     warnings: &[String],
 ) -> Result<Value, String> {
-    let mut pod = std::mem::take(&mut bare.pod);
-    let bare = &bare;
     let mut original = Original { containers: bare.kept.clone(), ..Original::default() };
     make_annotations(&mut pod, bare, &mut original);
     let annotations = pod.pointer_mut("/metadata/annotations").expect("made above");

@@ -178,7 +178,7 @@ fn reviewed(pod: &Value, context: &Context, operator: &Operator) -> Result<Outco
     if !pod.is_object() {
         return Err("it is no object".into());
     }
-    let bare = original::restore(pod)?;
+    let mut bare = original::restore(pod)?;
     let seen = seen::Seen::of(&bare.pod)?;
     if let Some(said) = seen.label(INJECT_LABEL).filter(|said| ["disabled", "false"].contains(said))
     {
@@ -194,14 +194,15 @@ fn reviewed(pod: &Value, context: &Context, operator: &Operator) -> Result<Outco
         name => name,
     };
     let terms = operator.terms(namespace);
+    let bare_pod = std::mem::take(&mut bare.pod);
     let (wanted, warnings) = match plan::decide(&seen, &bare.kept, context, &terms) {
         plan::Verdict::Refuse(why) => return Err(why),
         plan::Verdict::Ungated { why, mut warnings } => {
-            let wanted = apply::apply_ungated(bare, &why, &warnings)?;
+            let wanted = apply::apply_ungated(bare_pod, &bare, &why, &warnings)?;
             warnings.insert(0, why);
             (wanted, warnings)
         }
-        plan::Verdict::Inject(plan) => apply::apply(bare, &seen, *plan)?,
+        plan::Verdict::Inject(plan) => apply::apply(bare_pod, &bare, &seen, *plan)?,
     };
     let patch = diff::diff(pod, &wanted);
     if patch.0.is_empty() {

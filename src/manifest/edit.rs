@@ -173,14 +173,14 @@ fn add_element(
     Some(lines.with(at, &indented(&render(&element), indent)))
 }
 
-/// Before the bracket that closes it.
+/// Before the bracket that closes it, and what is blank before that.
 fn add_in_flow(text: &str, parent: &Placed, more: &str) -> Option<String> {
     let (start, _) = span(parent)?;
     let close = closing(text, start)?;
     let inside = text[start + 1..close].trim();
     let comma = if inside.is_empty() || inside.ends_with(',') { "" } else { ", " };
     let before = text[..close].trim_end_matches(' ');
-    Some([before, comma, more, &text[close..]].concat())
+    Some([before, comma, more, &text[before.len()..]].concat())
 }
 
 /// From the end of what is before it; what is first, to the beginning of what is next. Nothing empty is left.

@@ -40,8 +40,8 @@ const SWALLOW_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes of bodies that may be in memory at once.
 const ROOM: usize = 32 * 1024 * 1024;
 
-/// A larger body is judged on a thread of its own, one at a time: parsed, JSON that is made for it takes a
-/// hundred times its size, and longer than others should wait; no longer than its bytes are worth, but a MiB has many.
+/// A larger body is judged on a thread of its own, one at a time: parsed, JSON that is made for it takes many
+/// times its size, and longer than others should wait; no longer than its bytes are worth, but a MiB has many.
 const LARGE: usize = 16 * 1024;
 
 /// What all requests share.
